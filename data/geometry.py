@@ -1,0 +1,97 @@
+"""Pure geometry on numpy arrays: rotations, rigid transforms, camera matrices, polylines.
+
+Quaternions are [w, x, y, z] as in nuScenes. Pixel coordinates follow the intrinsics of nuScenes and OpenCV:
+the centre of the top-left pixel is (0, 0). Every function takes empty input and returns empty output.
+"""
+
+import numpy as np
+
+
+def quaternion_to_matrix(quaternion: np.ndarray) -> np.ndarray:
+    """Unit quaternions [..., 4] (w, x, y, z) to rotation matrices [..., 3, 3]."""
+    q = np.asarray(quaternion, np.float64)
+    q = q / np.linalg.norm(q, axis=-1, keepdims=True)
+    w, x, y, z = np.moveaxis(q, -1, 0)
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
+    return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
+
+
+def pose_matrix(translation: np.ndarray, quaternion: np.ndarray) -> np.ndarray:
+    """Translations [..., 3] metres and quaternions [..., 4] to homogeneous transforms [..., 4, 4]."""
+    rotation = quaternion_to_matrix(quaternion)
+    pose = np.zeros(rotation.shape[:-2] + (4, 4))
+    pose[..., :3, :3] = rotation
+    pose[..., :3, 3] = translation
+    pose[..., 3, 3] = 1.0
+    return pose
+
+
+def invert_rigid(pose: np.ndarray) -> np.ndarray:
+    """Inverse of rigid transforms [..., 4, 4]."""
+    inverse = np.zeros_like(pose)
+    rotation_t = np.swapaxes(pose[..., :3, :3], -1, -2)
+    inverse[..., :3, :3] = rotation_t
+    inverse[..., :3, 3] = -(rotation_t @ pose[..., :3, 3:])[..., 0]
+    inverse[..., 3, 3] = 1.0
+    return inverse
+
+
+def yaw_of(pose: np.ndarray) -> np.ndarray:
+    """Yaw in radians [...] of transforms [..., 4, 4]: the heading of the transformed x axis in the x-y plane."""
+    return np.arctan2(pose[..., 1, 0], pose[..., 0, 0])
+
+
+def without_roll_and_pitch(pose: np.ndarray) -> np.ndarray:
+    """Keep yaw and translation of transforms [..., 4, 4]: the project's frame, given lidar2global."""
+    yaw = yaw_of(pose)
+    level = np.zeros_like(pose)
+    level[..., 0, 0] = level[..., 1, 1] = np.cos(yaw)
+    level[..., 1, 0] = np.sin(yaw)
+    level[..., 0, 1] = -np.sin(yaw)
+    level[..., 2, 2] = level[..., 3, 3] = 1.0
+    level[..., :3, 3] = pose[..., :3, 3]
+    return level
+
+
+def lidar2img_matrix(camera_intrinsic: np.ndarray, cam2lidar: np.ndarray) -> np.ndarray:
+    """Intrinsics [..., 3, 3] and camera-to-LiDAR extrinsics [..., 4, 4] to projections [..., 4, 4].
+
+    Rows 0..2 of the product with (x, y, z, 1) in metres are (u * depth, v * depth, depth).
+    """
+    intrinsic = np.zeros(camera_intrinsic.shape[:-2] + (4, 4))
+    intrinsic[..., :3, :3] = camera_intrinsic
+    intrinsic[..., 3, 3] = 1.0
+    return intrinsic @ invert_rigid(np.asarray(cam2lidar, np.float64))
+
+
+def project_to_image(pts_3d: np.ndarray, lidar2img: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Project points [N, 3] (metres, LiDAR frame) by one matrix [4, 4]: pixels [N, 2] and depths [N] in metres.
+
+    Pixels of points with depth <= 0 mean nothing; the caller looks at the depth.
+    """
+    homogeneous = pts_3d @ lidar2img[:3, :3].T + lidar2img[:3, 3]
+    depth = homogeneous[:, 2]
+    safe_depth = np.where(np.abs(depth) < 1e-6, 1e-6, depth)
+    return homogeneous[:, :2] / safe_depth[:, None], depth
+
+
+def is_closed(pts: np.ndarray) -> bool:
+    """A ring repeats its first point and has at least three distinct vertices."""
+    return len(pts) >= 4 and bool(np.all(pts[0] == pts[-1]))
+
+
+def resample_line(pts: np.ndarray, num_points: int) -> np.ndarray:
+    """Resample a polyline [N, 2] to num_points points [num_points, 2] at equal arc length, ends included.
+
+    A line of zero length becomes num_points copies of its point. An empty line gives an empty array [0, 2].
+    """
+    pts = np.asarray(pts, np.float64)
+    if len(pts) == 0:
+        return pts.reshape(0, 2)
+    arc = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(pts, axis=0), axis=1))])
+    at = np.linspace(0.0, arc[-1], num_points)
+    return np.stack([np.interp(at, arc, pts[:, axis]) for axis in range(pts.shape[1])], axis=1)
