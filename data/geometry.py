@@ -41,7 +41,7 @@ def invert_rigid(pose: np.ndarray) -> np.ndarray:
 
 
 def yaw_of(pose: np.ndarray) -> np.ndarray:
-    """Yaw in radians [...] of transforms [..., 4, 4]: the heading of the transformed x axis in the x-y plane."""
+    """Yaw in radians [...] of transforms [..., 4, 4]: where the x axis heads in the x-y plane."""
     return np.arctan2(pose[..., 1, 0], pose[..., 0, 0])
 
 
@@ -69,7 +69,7 @@ def lidar2img_matrix(camera_intrinsic: np.ndarray, cam2lidar: np.ndarray) -> np.
 
 
 def project_to_image(pts_3d: np.ndarray, lidar2img: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Project points [N, 3] (metres, LiDAR frame) by one matrix [4, 4]: pixels [N, 2] and depths [N] in metres.
+    """Project points [N, 3] (metres, LiDAR frame) by a matrix [4, 4]: pixels [N, 2], depths [N] in metres.
 
     Pixels of points with depth <= 0 mean nothing; the caller looks at the depth.
     """
@@ -95,3 +95,38 @@ def resample_line(pts: np.ndarray, num_points: int) -> np.ndarray:
     arc = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(pts, axis=0), axis=1))])
     at = np.linspace(0.0, arc[-1], num_points)
     return np.stack([np.interp(at, arc, pts[:, axis]) for axis in range(pts.shape[1])], axis=1)
+
+
+def line_length(pts: np.ndarray) -> float:
+    """Length of a polyline [N, 2]."""
+    return float(np.linalg.norm(np.diff(pts, axis=0), axis=1).sum())
+
+
+def clip_line(pts: np.ndarray, low: np.ndarray, high: np.ndarray) -> list[np.ndarray]:
+    """The pieces [n, 2] of a polyline [N, 2] inside the box low [2] .. high [2], in the line's order.
+
+    A ring that lies inside stays one closed ring; a ring that is cut becomes open pieces, none of them broken
+    where the ring happens to start. A line that only touches the box gives nothing (Liang and Barsky, 1984).
+    """
+    if len(pts) < 2:
+        return []
+    if np.all((pts >= low) & (pts <= high)):
+        return [pts]
+    start, step = pts[:-1], np.diff(pts, axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        at = np.stack([(low - start) / step, (high - start) / step])  # [2, N-1, 2]
+    along = step == 0  # parallel to an axis: inside its slab all the way or not at all
+    within = (start >= low) & (start <= high)
+    enter = np.where(along, np.where(within, 0.0, 2.0), at.min(axis=0)).max(axis=1).clip(min=0.0)
+    leave = np.where(along, 1.0, at.max(axis=0)).min(axis=1).clip(max=1.0)
+    pieces: list[list[np.ndarray]] = []
+    previous = -2  # last segment whose end lies inside
+    for k in np.flatnonzero(enter < leave):
+        if enter[k] > 0.0 or previous != k - 1:
+            pieces.append([start[k] + enter[k] * step[k]])
+        pieces[-1].append(pts[k + 1] if leave[k] == 1.0 else start[k] + leave[k] * step[k])
+        previous = k if leave[k] == 1.0 else -2
+    starts_inside = len(pieces) > 0 and enter[0] == 0.0 and leave[0] > 0.0
+    if is_closed(pts) and len(pieces) > 1 and starts_inside and previous == len(step) - 1:
+        pieces[0] = pieces.pop() + pieces[0][1:]
+    return [np.array(piece, pts.dtype) for piece in pieces]

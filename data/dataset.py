@@ -1,0 +1,139 @@
+"""Samples for training and evaluation, from a GT cache and the JPEGs it names."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from data.geometry import invert_rigid, is_closed, lidar2img_matrix, resample_line
+from data.gt_cache import GTCache
+from data.images import adjust_colours, load_image, mirror_image
+from data.records import SampleRecord
+from data.transforms import (
+    Augmentation,
+    AugmentConfig,
+    crop_window,
+    draw_augmentation,
+    frame_transform,
+    pixel_transform,
+    transform_lines,
+)
+from utils.errors import UserError
+from utils.frame import CAMERAS, MIRRORED_CAMERAS, normalize_pts
+
+# V cameras, G ground-truth instances, P points
+
+
+class MapDetectionDataset(Dataset):
+    """One item a key frame; see __getitem__.
+
+    cache: which samples; dataroot: where their images lie; image_size: (H, W) of the resized images;
+    crop_top: share of the image height cut off the top before resizing (sky, at small sizes); num_points: P;
+    augment: None for evaluation; seed: with epoch and index it decides all randomness.
+    """
+
+    def __init__(
+        self,
+        cache: GTCache,
+        dataroot: str | Path,
+        image_size: tuple[int, int],
+        crop_top: float = 0.0,
+        num_points: int = 20,
+        augment: AugmentConfig | None = None,
+        seed: int = 0,
+    ):
+        if not 0.0 <= crop_top < 1.0:
+            raise ValueError(f"crop_top: {crop_top}, expected 0 <= crop_top < 1; it is a share of the height")
+        if not os.path.isdir(dataroot):
+            raise UserError(f"{dataroot}: no such folder; give the nuScenes folder with --dataroot")
+        self.cache = cache
+        self.dataroot = os.fspath(dataroot)
+        self.image_size = (int(image_size[0]), int(image_size[1]))
+        self.crop_top = crop_top
+        self.num_points = num_points
+        self.augment = augment
+        self.seed = seed
+        self.pc_range = tuple(cache.meta["pc_range"])
+        # In shared memory, so that workers that outlive an epoch see the next one.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.cache)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch's randomness; call it before the epoch's first batch is asked for."""
+        self._epoch.fill_(epoch)
+
+    def __getitem__(self, index: int) -> dict:
+        """Returns a dict:
+
+        images uint8 [V, 3, H, W]; lidar2img float32 [V, 4, 4], LiDAR metres to pixels of these images (times
+        depth); ground_z float32 [], height of the road plane; camera_ids int64 [V], index into CAMERAS;
+        labels int64 [G]; pts float32 [G, P, 2] in [0, 1] of pc_range; closed bool [G], True = a ring;
+        sample_token; index. Raises UserError for an image that is missing, broken or of another size.
+        """
+        record = self.cache[index]
+        augmentation = self.augmentation_of(index)
+        images, lidar2img = self._cameras(record, augmentation)
+        labels, pts_m = transform_lines(record.labels, record.pts_m, augmentation, self.pc_range)
+        pts = [resample_line(line, self.num_points) for line in pts_m]
+        pts = np.array(pts).reshape(-1, self.num_points, 2)
+        # Crossings reach 0.2 m beyond the range (MapTR's margin); as targets they end at its edge.
+        pts = np.clip(normalize_pts(pts, self.pc_range), 0.0, 1.0)
+        return {
+            "images": images,
+            "lidar2img": torch.from_numpy(lidar2img.astype(np.float32)),
+            "ground_z": torch.tensor(record.ground_z, dtype=torch.float32),
+            "camera_ids": torch.arange(len(CAMERAS)),
+            "labels": torch.from_numpy(labels),
+            "pts": torch.from_numpy(pts.astype(np.float32)),
+            "closed": torch.tensor([is_closed(line) for line in pts_m], dtype=torch.bool),
+            "sample_token": record.sample_token,
+            "index": index,
+        }
+
+    def augmentation_of(self, index: int) -> Augmentation:
+        """What happens to this sample in the present epoch, a function of (seed, epoch, index)."""
+        if self.augment is None:
+            return Augmentation()
+        return draw_augmentation(self.augment, np.random.default_rng((self.seed, int(self._epoch), index)))
+
+    def _cameras(self, record: SampleRecord, augmentation: Augmentation) -> tuple[torch.Tensor, np.ndarray]:
+        """Images uint8 [V, 3, H, W] and projections float64 [V, 4, 4] of the augmented sample."""
+        images = np.empty((len(CAMERAS), *self.image_size, 3), np.uint8)  # [V, H, W, 3]
+        source2img = lidar2img_matrix(record.camera_intrinsic, record.cam2lidar)
+        source2img = source2img @ invert_rigid(frame_transform(augmentation))
+        lidar2img = np.empty_like(source2img)
+        for v, relative_path in enumerate(record.image_paths):
+            source_size = tuple(record.image_sizes[v].tolist())
+            window = crop_window(source_size, self.crop_top, *augmentation.windows[v])
+            path = os.path.join(self.dataroot, relative_path)
+            image = load_image(path, source_size, window, self.image_size, record.sample_token)
+            image = adjust_colours(
+                image, augmentation.brightness, augmentation.contrast, augmentation.saturation
+            )
+            place = v
+            if augmentation.mirror:
+                image = mirror_image(image)
+                place = MIRRORED_CAMERAS[v]
+            images[place] = image
+            lidar2img[place] = pixel_transform(window, self.image_size, augmentation.mirror) @ source2img[v]
+        return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), lidar2img
+
+
+def collate(samples: list[dict]) -> dict:
+    """Stack samples into a batch of B; ground truth stays a list, because G differs.
+
+    Returns images [B, V, 3, H, W], lidar2img [B, V, 4, 4], ground_z [B], camera_ids [B, V], targets: B dicts
+    of labels, pts, closed; sample_tokens and indices: lists of B.
+    """
+    batch = {
+        key: torch.stack([sample[key] for sample in samples])
+        for key in ("images", "lidar2img", "ground_z", "camera_ids")
+    }
+    batch["targets"] = [{key: sample[key] for key in ("labels", "pts", "closed")} for sample in samples]
+    batch["sample_tokens"] = [sample["sample_token"] for sample in samples]
+    batch["indices"] = [sample["index"] for sample in samples]
+    return batch
