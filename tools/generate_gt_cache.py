@@ -1,0 +1,141 @@
+"""Make the GT cache of a split: python tools/generate_gt_cache.py --split train --dataroot D
+
+Reads the nuScenes tables and the map expansion once; training then needs the cache and the JPEGs alone.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.metadata import version as package_version
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+from data.gt_cache import default_cache_path, replacing, write_gt_cache  # noqa: E402
+from data.nuscenes_reader import check_images, load_tables, read_records  # noqa: E402
+from data.records import SampleRecord  # noqa: E402
+from data.splits import SPLITS, resolve_split  # noqa: E402
+from data.vectorize import PATCH_MARGINS, MapVectorizer  # noqa: E402
+from utils.errors import UserError, run_cli  # noqa: E402
+from utils.frame import CLASSES, PC_RANGES  # noqa: E402
+
+# Maps of the cities by name, in each worker process.
+_vectorizers: dict[str, MapVectorizer] = {}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--split", required=True, choices=SPLITS, help="train means mini_train in v1.0-mini")
+    parser.add_argument(
+        "--dataroot", default=None, help="nuScenes folder (default: $NUSCENES_DATAROOT, else data/nuscenes)"
+    )
+    parser.add_argument("--version", default="v1.0-trainval")
+    parser.add_argument("--output", help="default: <dataroot>/gt_cache/<version>_<split>_<range>.safetensors")
+    parser.add_argument("--pc-range", default="60x30", choices=PC_RANGES, help="length x width in metres")
+    parser.add_argument("--gt-style", default="maptr", choices=["maptr"], help="how the vectors are made")
+    parser.add_argument("--num-workers", type=int, default=0, help="processes; 0 works in this one")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
+    parser.add_argument("--export-json", help="also write {sample_token: {class: [[[x, y], ...], ...]}}")
+    parser.add_argument("--skip-image-check", action="store_true", help="do not look for the image files")
+    args = parser.parse_args()
+    if args.num_workers < 0:
+        parser.error(f"--num-workers: {args.num_workers}, expected 0 or more")
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    started = time.perf_counter()
+    dataroot = Path(args.dataroot or os.environ.get("NUSCENES_DATAROOT") or "data/nuscenes")
+    split = resolve_split(args.split, args.version)
+    default = default_cache_path(dataroot, args.version, split, args.pc_range)
+    output = Path(args.output) if args.output else default
+    for path in (output, args.export_json):
+        if path and Path(path).exists() and not args.overwrite:
+            raise UserError(f"{path}: is already there; give --overwrite to replace it or another name")
+    records = read_records(load_tables(dataroot, args.version), split)
+    if not args.skip_image_check:
+        check_images(records, dataroot)
+    pc_range = PC_RANGES[args.pc_range]
+    cities = sorted({record.location for record in records})
+    vectorizers = {city: MapVectorizer(dataroot, city, pc_range) for city in cities}
+    records = vectorize_records(records, vectorizers, args.num_workers)
+    meta = {
+        "split": split,
+        "version": args.version,
+        "devkit_version": package_version("nuscenes-devkit"),
+        "shapely_version": package_version("shapely"),
+        "pc_range": list(pc_range),
+        "gt_style": args.gt_style,
+        "patch_margins": PATCH_MARGINS,
+    }
+    write_gt_cache(output, records, meta)
+    if args.export_json:
+        export_json(args.export_json, records)
+    print_summary(output, records, vectorizers, time.perf_counter() - started)
+
+
+def vectorize_records(
+    records: Sequence[SampleRecord], vectorizers: dict[str, MapVectorizer], num_workers: int
+) -> list[SampleRecord]:
+    """The same records with their ground truth, in the same order for any number of workers."""
+    jobs = [(record.location, record.lidar2global) for record in records]
+    bar = {"total": len(jobs), "unit": "sample", "disable": not sys.stderr.isatty()}
+    if num_workers == 0:
+        _start_worker(vectorizers)
+        found = list(tqdm(map(_vectorize, jobs), **bar))
+    else:
+        with multiprocessing.Pool(num_workers, _start_worker, (vectorizers,)) as pool:
+            found = list(tqdm(pool.imap(_vectorize, jobs, chunksize=32), **bar))
+    return [
+        replace(record, labels=labels, pts_m=pts_m)
+        for record, (labels, pts_m) in zip(records, found, strict=True)
+    ]
+
+
+def export_json(path: str, records: Sequence[SampleRecord]) -> None:
+    """Write {sample_token: {class name: list of polylines}}, metres, LiDAR frame."""
+    by_sample = {}
+    for record in records:
+        lines = by_sample[record.sample_token] = {name: [] for name in CLASSES}
+        for label, pts in zip(record.labels, record.pts_m, strict=True):
+            lines[CLASSES[label]].append(pts.tolist())
+    with replacing(path) as file:
+        file.write(json.dumps(by_sample).encode())
+
+
+def print_summary(
+    output: Path, records: Sequence[SampleRecord], vectorizers: dict[str, MapVectorizer], seconds: float
+) -> None:
+    """One line on what was written, one a city on what its map lost."""
+    labels = np.concatenate([record.labels for record in records])
+    counts = ", ".join(f"{int((labels == i).sum())} {name}" for i, name in enumerate(CLASSES))
+    size = output.stat().st_size / 1e6
+    print(f"{output}: {len(records)} samples, {counts}, {size:.1f} MB, {seconds:.1f} s")
+    for city, vectorizer in vectorizers.items():
+        tokens_of = vectorizer.invalid_tokens.items()
+        invalid = [f"{layer} {token}" for layer, tokens in tokens_of for token in tokens]
+        if invalid:
+            more = f" and {len(invalid) - 5} more" if len(invalid) > 5 else ""
+            print(f"{city}: {len(invalid)} self-crossing polygons left out: {', '.join(invalid[:5])}{more}")
+
+
+def _start_worker(vectorizers: dict[str, MapVectorizer]) -> None:
+    _vectorizers.update(vectorizers)
+
+
+def _vectorize(job: tuple[str, np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
+    location, lidar2global = job
+    return _vectorizers[location].vectorize(lidar2global)
+
+
+if __name__ == "__main__":
+    run_cli(main)
