@@ -1,0 +1,32 @@
+"""From model outputs to scored polylines in metres."""
+
+# B batch, I instances, C classes, P points of an instance
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from evaluation.vectors import Vectors
+from utils.frame import denormalize_pts
+
+
+def outputs_to_vectors(
+    pred_logits: torch.Tensor, pred_pts: torch.Tensor, pc_range: Sequence[float]
+) -> list[Vectors]:
+    """Per sample, every instance once, with its best class and that class's sigmoid as score.
+
+    pred_logits [B, I, C], pred_pts [B, I, P, 2] in [0, 1] of pc_range; points come back in metres, LiDAR
+    frame. No score threshold and no cap: average precision needs the whole ranking. Raises FloatingPointError
+    if an output is not finite.
+    """
+    scores, labels = pred_logits.detach().float().sigmoid().max(dim=-1)  # [B, I]
+    pts_m = denormalize_pts(pred_pts.detach().float(), pc_range)
+    scores, labels, pts_m = (tensor.cpu().numpy() for tensor in (scores, labels, pts_m))
+    for index in range(len(scores)):
+        if not (np.isfinite(scores[index]).all() and np.isfinite(pts_m[index]).all()):
+            raise FloatingPointError(f"the model's outputs for sample {index} of the batch are not finite")
+    return [
+        Vectors(labels=sample_labels, pts_m=list(sample_pts), scores=sample_scores)
+        for sample_labels, sample_pts, sample_scores in zip(labels, pts_m, scores, strict=True)
+    ]

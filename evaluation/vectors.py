@@ -1,0 +1,38 @@
+"""The map of one sample as labelled polylines: what ground truth and predictions have in common."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Labelled polylines of one sample, in metres, LiDAR frame (utils/frame.py).
+
+    A closed ring repeats its first point. Ground truth has no scores.
+    """
+
+    labels: np.ndarray  # [N] int64, index into CLASSES
+    pts_m: Sequence[np.ndarray]  # N arrays [n, 2]
+    scores: np.ndarray | None = None  # [N] float in [0, 1]
+
+    def __post_init__(self):
+        assert len(self.labels) == len(self.pts_m), (len(self.labels), len(self.pts_m))
+        assert self.scores is None or len(self.scores) == len(self.labels), len(self.scores)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, keep: np.ndarray) -> "Vectors":
+        """The lines where keep [N] is True."""
+        return Vectors(
+            self.labels[keep],
+            [pts for pts, wanted in zip(self.pts_m, keep, strict=True) if wanted],
+            None if self.scores is None else self.scores[keep],
+        )
+
+
+def no_vectors(scored: bool) -> Vectors:
+    """A sample without any line; scored: with an (empty) score array, as predictions have."""
+    return Vectors(np.zeros(0, np.int64), [], np.zeros(0) if scored else None)
