@@ -13,5 +13,7 @@ def run_cli(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # From a loader worker the message arrives below that worker's traceback, which ends with it.
+        message = str(error).strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.UserError: ")
+        print(f"error: {message}", file=sys.stderr)
         sys.exit(2)

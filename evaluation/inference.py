@@ -1,0 +1,66 @@
+"""Run a detector over a split and score it."""
+
+import time
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from data.gt_cache import GTCache
+from evaluation.postprocess import outputs_to_vectors
+from evaluation.vectors import Vectors
+from utils.run_log import progress_bar
+
+
+def move_batch(batch: dict, device: torch.device) -> dict:
+    """The tensors of a collated batch on a device; everything else as it is."""
+
+    def move(value):
+        if isinstance(value, Tensor):
+            return value.to(device, non_blocking=True)
+        if isinstance(value, dict):
+            return {key: move(item) for key, item in value.items()}
+        return value
+
+    moved = {key: move(value) for key, value in batch.items()}
+    moved["targets"] = [move(target) for target in batch["targets"]]
+    return moved
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module,
+    loader: Iterable[dict],
+    device: torch.device,
+    autocast_dtype: torch.dtype | None,
+    pc_range: tuple[float, ...],
+) -> tuple[dict[str, Vectors], dict[str, float]]:
+    """Scored vectors of every sample by token, and measurements: seconds and the mean collapse alarms.
+
+    autocast_dtype None means full precision. The model is left in the mode it was in.
+    """
+    was_training = model.training
+    model.eval()
+    predictions: dict[str, Vectors] = {}
+    spreads: list[tuple[float, float]] = []
+    start = time.monotonic()
+    try:
+        with progress_bar(len(loader), "validate") as bar:
+            for batch in loader:
+                with torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
+                    outputs = model(move_batch(batch, device))
+                vectors = outputs_to_vectors(outputs["pred_logits"], outputs["pred_pts"], pc_range)
+                predictions.update(zip(batch["sample_tokens"], vectors, strict=True))
+                if len(batch["sample_tokens"]) > 1:
+                    spreads.append((outputs["scene_std"].item(), outputs["query_std"].item()))
+                bar.update()
+    finally:
+        model.train(was_training)
+    scene_std, query_std = torch.tensor(spreads).mean(0).tolist() if spreads else (float("nan"), float("nan"))
+    return predictions, {"seconds": time.monotonic() - start, "scene_std": scene_std, "query_std": query_std}
+
+
+def ground_truth_of(cache: GTCache) -> dict[str, Vectors]:
+    """The cache's polylines by sample token, as they were cut from the map (not resampled)."""
+    records = (cache[index] for index in range(len(cache)))
+    return {record.sample_token: Vectors(record.labels, record.pts_m) for record in records}

@@ -1,0 +1,56 @@
+"""Who may look at whom inside the LLM.
+
+Token order: L text, S scene, then for each instance one instance query and P point queries.
+"""
+
+import torch
+from torch import Tensor
+
+
+def map_attention_mask(text_valid: Tensor, num_scene: int, num_instances: int, num_points: int) -> Tensor:
+    """Structured mask of the LLM's input, bool [B, 1, T, T], True = the row's token may attend to the column's.
+
+    T = L + num_scene + num_instances * (1 + num_points). Text and scene are causal among themselves. Every map
+    query sees the whole prefix; an instance query also sees all instance queries and its own points; a point
+    query sees the tokens of its own instance. Nobody sees text padding, except that a padding token sees itself
+    (a row that may attend to nothing would be NaN).
+
+    text_valid: bool [B, L], False marks padding.
+    """
+    batch, num_text = text_valid.shape
+    device = text_valid.device
+    num_prefix = num_text + num_scene
+    num_queries = num_instances * (1 + num_points)
+    total = num_prefix + num_queries
+
+    position = torch.arange(total, device=device)
+    is_prefix = position < num_prefix
+    instance = (position - num_prefix).div(1 + num_points, rounding_mode="floor")  # of a query; prefix: unused
+    is_instance_query = ~is_prefix & ((position - num_prefix) % (1 + num_points) == 0)
+
+    causal = position[:, None] >= position[None, :]
+    query_row, query_column = ~is_prefix[:, None], ~is_prefix[None, :]
+    same_instance = instance[:, None] == instance[None, :]
+    both_instance_queries = is_instance_query[:, None] & is_instance_query[None, :]
+    allowed = is_prefix[None, :] & (query_row | causal)
+    allowed = allowed | (query_row & query_column & (same_instance | both_instance_queries))  # [T, T]
+
+    column_valid = torch.ones(batch, total, dtype=torch.bool, device=device)
+    column_valid[:, :num_text] = text_valid
+    itself = torch.eye(total, dtype=torch.bool, device=device)
+    return ((allowed & column_valid[:, None, :]) | itself)[:, None]  # [B, 1, T, T]
+
+
+def map_position_ids(text_valid: Tensor, num_scene: int, num_instances: int, num_points: int) -> Tensor:
+    """Position ids int64 [B, T]: text without its padding, then scene, then every instance the same range.
+
+    The instances form a set, so none of them is further from the scene than another.
+    """
+    batch, num_text = text_valid.shape
+    device = text_valid.device
+    text = (text_valid.long().cumsum(1) - 1).clamp(min=0)  # [B, L]
+    start = text_valid.long().sum(1, keepdim=True)  # [B, 1]
+    scene = start + torch.arange(num_scene, device=device)  # [B, S]
+    one_instance = torch.arange(1 + num_points, device=device).repeat(num_instances)
+    queries = start + num_scene + one_instance  # [B, I*(1+P)]
+    return torch.cat([text, scene, queries], dim=1)

@@ -1,0 +1,140 @@
+"""Model settings and the presets. Only `build_*` functions read them; modules take plain arguments."""
+
+from dataclasses import asdict, dataclass, replace
+
+from utils.frame import CLASSES, PC_RANGES
+
+
+def _require(condition: bool, name: str, value: object, fix: str) -> None:
+    if not condition:
+        raise ValueError(f"{name}={value}: {fix}")
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """BLIP-2's vision transformer (EVA ViT)."""
+
+    hidden_size: int = 1408
+    num_layers: int = 39
+    num_heads: int = 16
+    mlp_size: int = 6144
+    patch_size: int = 14
+    position_grid: int = 16  # the position embedding is learned on position_grid^2 patches and interpolated
+    trainable: bool = False  # the pretrained tower stays frozen; the toy tower has to learn
+
+    def __post_init__(self):
+        _require(self.hidden_size % self.num_heads == 0, "vision.num_heads", self.num_heads,
+                 f"must divide hidden_size={self.hidden_size}")
+
+
+@dataclass(frozen=True)
+class QFormerConfig:
+    """BLIP-2's Q-Former, run once a camera."""
+
+    hidden_size: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    mlp_size: int = 3072
+    cross_attention_frequency: int = 2  # every n-th layer looks at the image
+    num_query_tokens: int = 32  # scene tokens a camera
+    dropout: float = 0.1  # BLIP-2's own
+
+    def __post_init__(self):
+        _require(self.hidden_size % self.num_heads == 0, "qformer.num_heads", self.num_heads,
+                 f"must divide hidden_size={self.hidden_size}")
+
+
+@dataclass(frozen=True)
+class RandomLLMConfig:
+    """Shape of the LLaMA that `llm_path = random` builds; a loaded model brings its own."""
+
+    hidden_size: int = 4096
+    num_layers: int = 32
+    num_heads: int = 32
+    mlp_size: int = 11008
+    vocab_size: int = 32000
+    seed: int = 0  # the frozen random weights are a function of this alone
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Vector decoder."""
+
+    dim: int = 256
+    num_layers: int = 6
+    num_heads: int = 8
+    mlp_size: int = 1024
+    num_offsets: int = 4  # image samples a point, around its projection
+    dropout: float = 0.0
+
+    def __post_init__(self):
+        _require(self.dim % self.num_heads == 0, "decoder.num_heads", self.num_heads, f"must divide dim={self.dim}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that shapes the network."""
+
+    image_size: tuple[int, int] = (336, 336)  # H, W of the network's input
+    crop_top: float = 0.0  # share of the image height cut from the top before resizing
+    num_instances: int = 50
+    num_points: int = 20
+    num_classes: int = len(CLASSES)
+    pc_range: tuple[float, ...] = PC_RANGES["60x30"]
+    llm_path: str = "lmsys/vicuna-7b-v1.5"  # folder or hub id of a decoder-only model | random | none
+    prompt: str = (
+        "Six cameras of a car see, in this order: front, front right, front left, back, back left, back right. "
+        "Draw the vector map around the car: lane dividers, pedestrian crossings and road boundaries."
+    )
+    vision: VisionConfig = VisionConfig()
+    qformer: QFormerConfig = QFormerConfig()
+    random_llm: RandomLLMConfig = RandomLLMConfig()
+    decoder: DecoderConfig = DecoderConfig()
+
+    def __post_init__(self):
+        for side in self.image_size:
+            _require(side > 0 and side % self.vision.patch_size == 0, "image_size", self.image_size,
+                     f"both sides must be multiples of the patch size {self.vision.patch_size}")
+        _require(0.0 <= self.crop_top < 1.0, "crop_top", self.crop_top, "must be in [0, 1)")
+        _require(self.num_instances > 0, "num_instances", self.num_instances, "must be positive")
+        _require(self.num_points >= 4, "num_points", self.num_points, "must be at least 4, a ring needs 3 + 1")
+        _require(len(self.pc_range) == 6, "pc_range", self.pc_range, "must be x0 y0 z0 x1 y1 z1")
+
+    @property
+    def token_grid(self) -> tuple[int, int]:
+        """Rows and columns of vision tokens."""
+        return self.image_size[0] // self.vision.patch_size, self.image_size[1] // self.vision.patch_size
+
+    def to_dict(self) -> dict:
+        """Plain types only, for checkpoints and config.json."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "ModelConfig":
+        """Inverse of to_dict, also after a trip through JSON."""
+        parts = {"vision": VisionConfig, "qformer": QFormerConfig, "random_llm": RandomLLMConfig,
+                 "decoder": DecoderConfig}
+        values = {name: parts[name](**value) if name in parts else value for name, value in values.items()}
+        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+
+
+_TINY = ModelConfig(
+    image_size=(80, 256),
+    crop_top=0.44,  # what is left begins a little above the horizon
+    num_instances=30,
+    num_points=16,
+    llm_path="random",
+    vision=VisionConfig(hidden_size=128, num_layers=2, num_heads=4, mlp_size=256, patch_size=8, position_grid=16,
+                        trainable=True),
+    qformer=QFormerConfig(hidden_size=128, num_layers=2, num_heads=4, mlp_size=256, num_query_tokens=16,
+                          dropout=0.0),
+    random_llm=RandomLLMConfig(hidden_size=128, num_layers=2, num_heads=4, mlp_size=352, vocab_size=256),
+    decoder=DecoderConfig(dim=128, num_layers=3, num_heads=4, mlp_size=256),
+)
+
+PRESETS = {
+    "tiny": _TINY,
+    # The toy tower in front of a real small language model, such as SmolLM2-135M; needs --llm-path.
+    "small": replace(_TINY, llm_path="HuggingFaceTB/SmolLM2-135M"),
+    "base": ModelConfig(),
+}

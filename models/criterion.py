@@ -1,0 +1,95 @@
+"""Losses of MapTR/MapTRv2 on every head, normalised by the number of ground-truth instances."""
+
+# L decoder heads, B batch, I instances, P points, C classes, M matched pairs
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.matcher import FOCAL_ALPHA, FOCAL_GAMMA, HungarianMatcher, Matches, PaddedTargets, pad_targets
+from models.segmentation import rasterize_targets, segmentation_loss
+
+WEIGHT_DICT = {"loss_cls": 2.0, "loss_pts": 5.0, "loss_dir": 0.005, "loss_seg": 2.0}
+
+
+def sigmoid_focal_loss(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Focal loss (arXiv 1708.02002) element by element, same shape as logits; wanted holds zeros and ones."""
+    probability = logits.sigmoid()
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+    right = probability * wanted + (1 - probability) * (1 - wanted)
+    alpha = FOCAL_ALPHA * wanted + (1 - FOCAL_ALPHA) * (1 - wanted)
+    return alpha * (1 - right) ** FOCAL_GAMMA * cross_entropy
+
+
+def direction_loss(pts: Tensor, wanted: Tensor) -> Tensor:
+    """One minus the cosine between corresponding edges of polylines [M, P, 2], [M, P-1]; zero-length edges are 0."""
+    edges, wanted_edges = pts.diff(dim=1), wanted.diff(dim=1)
+    cosine = F.cosine_similarity(edges, wanted_edges, dim=-1, eps=1e-6)
+    return torch.where(wanted_edges.norm(dim=-1) > 1e-6, 1 - cosine, torch.zeros_like(cosine))
+
+
+class MapCriterion(nn.Module):
+    """Unweighted losses by name; `total` applies WEIGHT_DICT.
+
+    Heads are numbered from 0 (straight after the LLM) to L-1 (the last decoder layer): loss_cls_0 ... loss_dir_3.
+    """
+
+    def __init__(self, num_points: int, num_classes: int, pc_range: tuple[float, ...],
+                 weight_dict: dict[str, float] | None = None):
+        super().__init__()
+        self.matcher = HungarianMatcher()
+        self.num_points = num_points
+        self.num_classes = num_classes
+        self.pc_range = pc_range
+        self.weight_dict = dict(WEIGHT_DICT if weight_dict is None else weight_dict)
+
+    def total(self, losses: dict[str, Tensor]) -> Tensor:
+        """Weighted sum of the losses."""
+        return sum(self.weight_dict[name if name in self.weight_dict else name.rsplit("_", 1)[0]] * loss
+                   for name, loss in losses.items())
+
+    def forward(self, outputs: dict, batch: dict) -> dict[str, Tensor]:
+        """outputs of MapDetector and a collated batch on the same device; returns scalars by name.
+
+        A batch without any ground truth gives finite losses that still depend on every output.
+        """
+        heads = [*outputs["aux_outputs"], outputs]
+        logits = torch.stack([head["pred_logits"] for head in heads])  # [L, B, I, C]
+        pts = torch.stack([head["pred_pts"] for head in heads])  # [L, B, I, P, 2]
+        targets = pad_targets(batch["targets"], self.num_points, logits.device)
+        matches = self.matcher(logits, pts, targets)
+        losses = self.head_losses(logits, pts, targets, matches)
+        if outputs.get("seg_logits") is not None:
+            seg_logits = outputs["seg_logits"]
+            masks = rasterize_targets(
+                batch["targets"], batch["lidar2img"], batch["ground_z"], seg_logits.shape[-2:],
+                batch["images"].shape[-2:], self.pc_range, self.num_classes,
+            )
+            losses["loss_seg"] = segmentation_loss(seg_logits, masks)
+        return losses
+
+    def head_losses(self, logits: Tensor, pts: Tensor, targets: PaddedTargets, matches: Matches) -> dict[str, Tensor]:
+        """Focal, point and direction loss of each head, all heads at once."""
+        heads = logits.shape[0]
+        num_instances = targets.valid.sum().clamp(min=1).to(logits.dtype)
+        wanted_class = torch.zeros_like(logits)
+        at = (matches.head, matches.sample, matches.instance)
+        wanted_class[(*at, targets.labels[matches.sample, matches.target])] = 1.0
+        wanted_pts = targets.ordered_pts[matches.sample, matches.target, matches.order]  # [M, P, 2]
+        matched_pts = pts[at]  # [M, P, 2]
+        by_head = {
+            "loss_cls": sigmoid_focal_loss(logits, wanted_class).flatten(1).sum(1),
+            "loss_pts": _sum_by_head((matched_pts - wanted_pts).abs().sum((1, 2)), matches.head, heads),
+            "loss_dir": _sum_by_head(direction_loss(matched_pts, wanted_pts).sum(1), matches.head, heads),
+        }
+        # The points take part even when nothing matched, so that every parameter gets a gradient.
+        by_head["loss_pts"] = by_head["loss_pts"] + 0.0 * pts.flatten(1).sum(1)
+        return {
+            f"{name}_{head}": value / num_instances
+            for name, values in by_head.items()
+            for head, value in enumerate(values)
+        }
+
+
+def _sum_by_head(values: Tensor, head: Tensor, num_heads: int) -> Tensor:
+    return values.new_zeros(num_heads).index_add(0, head, values)

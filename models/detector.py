@@ -1,0 +1,109 @@
+"""The detector: images to scene tokens, map queries through the frozen LLM, queries to polylines."""
+
+# B batch, V cameras, I instances, P points, N scene tokens a camera, L text tokens, D LLM width
+
+import torch
+from torch import Tensor, nn
+
+from models.attention_mask import map_attention_mask, map_position_ids
+from models.config import ModelConfig
+from models.decoder import VectorDecoder
+from models.geometry_embedding import GeometryEmbedding
+from models.llm import FrozenLLM, build_llm
+from models.map_queries import MapQueries
+from models.qformer import CameraQFormer, SceneProjection, build_qformer
+from models.segmentation import SegmentationHead
+from models.vision import VisionTower, build_vision_tower
+from utils.frame import CAMERAS
+
+
+class MapDetector(nn.Module):
+    """The whole network; `llm` may be None, then scene tokens and map queries go straight to the decoder."""
+
+    def __init__(self, vision: VisionTower, geometry: GeometryEmbedding, qformer: CameraQFormer,
+                 projection: SceneProjection, map_queries: MapQueries, llm: FrozenLLM | None,
+                 decoder: VectorDecoder, segmentation: SegmentationHead,
+                 image_size: tuple[int, int], token_grid: tuple[int, int]):
+        super().__init__()
+        self.vision = vision
+        self.geometry = geometry
+        self.qformer = qformer
+        self.projection = projection
+        self.map_queries = map_queries
+        self.llm = llm
+        self.decoder = decoder
+        self.segmentation = segmentation
+        self.image_size = tuple(image_size)
+        self.token_grid = tuple(token_grid)
+
+    def forward(self, batch: dict) -> dict:
+        """A collated batch (images uint8 [B, V, 3, H, W], lidar2img [B, V, 4, 4], ground_z [B], camera_ids [B, V])
+        to pred_logits [B, I, C], pred_pts [B, I, P, 2] in [0, 1], aux_outputs (the same of the earlier heads, the
+        first straight after the LLM), scene_std and query_std (spread across the batch, the collapse alarm) and,
+        in training, seg_logits [B, V, C, h, w].
+        """
+        if tuple(batch["images"].shape[-2:]) != self.image_size:
+            raise ValueError(f"images are {tuple(batch['images'].shape[-2:])}, the model takes {self.image_size}")
+        tokens = self.vision(batch["images"])  # [B, V, 1+h*w, C]
+        geometry = self.geometry(batch["lidar2img"], batch["ground_z"], self.token_grid, self.image_size)
+        patches = tokens[:, :, 1:] + geometry.to(tokens.dtype)  # [B, V, h*w, C]
+        scene = self.qformer(torch.cat([tokens[:, :, :1], patches], dim=2))  # [B, V, N, E]
+        scene = self.projection(scene, batch["camera_ids"])  # [B, V*N, D]
+        scene_states, query_states = self.read_scene(scene)
+        instance_states, point_states = self.map_queries.split(query_states)
+        cameras = (batch["lidar2img"], batch["ground_z"], self.image_size)
+        *aux_outputs, outputs = self.decoder(
+            instance_states, point_states, scene_states, patches, self.token_grid, cameras
+        )
+        outputs = {**outputs, "aux_outputs": aux_outputs,
+                   "scene_std": spread_across_batch(scene), "query_std": spread_across_batch(query_states)}
+        if self.training:
+            outputs["seg_logits"] = self.segmentation(patches, self.token_grid)
+        return outputs
+
+    def read_scene(self, scene: Tensor) -> tuple[Tensor, Tensor]:
+        """Scene tokens [B, S, D] to what the LLM makes of them, [B, S, D], and of the map queries, [B, I*(1+P), D]."""
+        batch, num_scene = scene.shape[:2]
+        queries = self.map_queries(batch)
+        if self.llm is None:
+            return scene, queries.to(scene.dtype)
+        text, text_valid = self.llm.prompt(batch)
+        shape = (num_scene, self.map_queries.num_instances, self.map_queries.num_points)
+        mask = map_attention_mask(text_valid, *shape)
+        position_ids = map_position_ids(text_valid, *shape)
+        embeddings = torch.cat([text, scene.to(text.dtype), queries.to(text.dtype)], dim=1)  # [B, T, D]
+        states = self.llm(embeddings, mask, position_ids)
+        num_text = text.shape[1]
+        return states[:, num_text : num_text + num_scene], states[:, num_text + num_scene :]
+
+
+def spread_across_batch(states: Tensor) -> Tensor:
+    """Standard deviation across the samples [B, ...], relative to the overall scale; near 0 means collapse."""
+    states = states.detach().float()
+    if len(states) < 2:
+        return states.new_tensor(float("nan"))
+    return states.std(0).mean() / states.std().clamp(min=1e-12)
+
+
+def build_detector(config: ModelConfig) -> MapDetector:
+    """The network that config describes, trainable parts freshly initialised from torch's random state."""
+    llm = build_llm(config)
+    llm_dim = llm.hidden_size if llm else config.random_llm.hidden_size
+    token_scale = llm.token_scale if llm else llm_dim**-0.5
+    vision, qformer, decoder = config.vision, config.qformer, config.decoder
+    return MapDetector(
+        vision=build_vision_tower(config),
+        geometry=GeometryEmbedding(vision.hidden_size, config.pc_range),
+        qformer=build_qformer(config),
+        projection=SceneProjection(qformer.hidden_size, llm_dim, len(CAMERAS), token_scale),
+        map_queries=MapQueries(config.num_instances, config.num_points, llm_dim, token_scale),
+        llm=llm,
+        decoder=VectorDecoder(
+            llm_dim, vision.hidden_size, decoder.dim, decoder.num_layers, decoder.num_heads, decoder.mlp_size,
+            decoder.num_offsets, decoder.dropout, config.num_instances, config.num_points, config.num_classes,
+            config.pc_range,
+        ),
+        segmentation=SegmentationHead(vision.hidden_size, config.num_classes),
+        image_size=config.image_size,
+        token_grid=config.token_grid,
+    )

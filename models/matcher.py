@@ -1,0 +1,107 @@
+"""Hungarian matching of predictions and ground truth over all equivalent point orders (MapTR, arXiv 2208.14437)."""
+
+# L decoder heads, B batch, I instances, G ground-truth instances (padded), O orders, P points, C classes
+
+from dataclasses import dataclass
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+FOCAL_ALPHA = 0.25
+FOCAL_GAMMA = 2.0
+
+
+def order_table(num_points: int) -> Tensor:
+    """Equivalent orders as index rows, int64 [2, O, P] with O = 2 * (P - 1): row 0 open lines, row 1 rings.
+
+    An open line reads the same in two directions; a ring (its last point repeats the first) also from every
+    start. Open lines fill the unused orders with their first.
+    """
+    distinct = num_points - 1
+    start = torch.arange(distinct)[:, None]
+    step = torch.arange(num_points)[None, :]
+    ring = torch.cat([(start + step) % distinct, (start - step) % distinct])  # [O, P]
+    forward = torch.arange(num_points).expand(2 * distinct, -1).clone()
+    forward[1] = forward[1].flip(0)
+    return torch.stack([forward, ring])
+
+
+@dataclass
+class PaddedTargets:
+    """Ground truth of a batch as tensors: labels [B, G], ordered_pts [B, G, O, P, 2] in [0, 1], valid [B, G]."""
+
+    labels: Tensor
+    ordered_pts: Tensor
+    valid: Tensor
+
+
+def pad_targets(targets: list[dict[str, Tensor]], num_points: int, device: torch.device) -> PaddedTargets:
+    """Ragged targets (labels [G], pts [G, P, 2], closed [G]) to padded tensors with all equivalent orders."""
+    table = order_table(num_points).to(device)
+    most = max((len(target["labels"]) for target in targets), default=0)
+    labels = torch.zeros(len(targets), most, dtype=torch.long, device=device)
+    ordered = torch.zeros(len(targets), most, table.shape[1], num_points, 2, device=device)
+    valid = torch.zeros(len(targets), most, dtype=torch.bool, device=device)
+    for sample, target in enumerate(targets):
+        count = len(target["labels"])
+        labels[sample, :count] = target["labels"]
+        valid[sample, :count] = True
+        order = table[target["closed"].long()]  # [G, O, P]
+        instance = torch.arange(count, device=device)[:, None, None]
+        ordered[sample, :count] = target["pts"][instance, order]  # [G, O, P, 2]
+    return PaddedTargets(labels, ordered, valid)
+
+
+def focal_class_cost(logits: Tensor) -> Tensor:
+    """Cost of calling a prediction each class, same shape as logits: focal loss as positive minus as negative."""
+    probability = logits.sigmoid()
+    positive = FOCAL_ALPHA * (1 - probability) ** FOCAL_GAMMA * -torch.log(probability + 1e-8)
+    negative = (1 - FOCAL_ALPHA) * probability**FOCAL_GAMMA * -torch.log(1 - probability + 1e-8)
+    return positive - negative
+
+
+@dataclass
+class Matches:
+    """Matched pairs of all heads, each tensor [M]: head, sample, instance, ground-truth index, order."""
+
+    head: Tensor
+    sample: Tensor
+    instance: Tensor
+    target: Tensor
+    order: Tensor
+
+
+class HungarianMatcher:
+    """One-to-one assignment of least cost; all heads and samples in one cost tensor and one copy to the host."""
+
+    def __init__(self, cost_class: float = 2.0, cost_pts: float = 5.0):
+        self.cost_class = cost_class
+        self.cost_pts = cost_pts
+
+    @torch.no_grad()
+    def __call__(self, pred_logits: Tensor, pred_pts: Tensor, targets: PaddedTargets) -> Matches:
+        """pred_logits [L, B, I, C] and pred_pts [L, B, I, P, 2] in [0, 1] against the padded targets."""
+        device = pred_logits.device
+        heads, batch, instances = pred_logits.shape[:3]
+        most, orders = targets.ordered_pts.shape[1:3]
+        if most == 0:
+            none = torch.zeros(0, dtype=torch.long, device=device)
+            return Matches(none, none, none, none, none)
+        wanted = targets.ordered_pts.flatten(3).flatten(1, 2)  # [B, G*O, 2P]
+        distance = torch.cdist(
+            pred_pts.flatten(3).float(), wanted.expand(heads, -1, -1, -1), p=1.0
+        ).view(heads, batch, instances, most, orders)
+        distance, order = distance.min(-1)  # [L, B, I, G]
+        class_cost = focal_class_cost(pred_logits.float()).gather(
+            3, targets.labels[None, :, None, :].expand(heads, -1, instances, -1)
+        )
+        cost = (self.cost_class * class_cost + self.cost_pts * distance).cpu().numpy()
+        counts = targets.valid.sum(1).tolist()
+        rows = []
+        for head in range(heads):
+            for sample, count in enumerate(counts):
+                instance, target = linear_sum_assignment(cost[head, sample, :, :count])
+                rows += [(head, sample, i, t) for i, t in zip(instance.tolist(), target.tolist(), strict=True)]
+        index = torch.tensor(rows, dtype=torch.long, device=device).reshape(-1, 4).unbind(1)
+        return Matches(*index, order=order[index])

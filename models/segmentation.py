@@ -1,0 +1,73 @@
+"""Auxiliary task, training only: which vision tokens see which class of map line.
+
+It keeps the vision tokens tied to the scene; without it the scene tokens of all scenes drift together.
+"""
+
+# B batch, V cameras, C classes, h x w patches, G ground-truth instances, P points
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.decoder import project_to_cameras
+from utils.frame import denormalize_pts
+
+STEPS_PER_EDGE = 12  # points laid on each edge of a ground-truth line before projecting it
+
+
+def densify(pts: Tensor, steps: int) -> Tensor:
+    """Polylines [G, P, 2] with `steps` points an edge, [G, (P-1)*steps + 1, 2]."""
+    fraction = torch.arange(steps, device=pts.device, dtype=pts.dtype) / steps
+    edges = pts[:, :-1, None] + fraction[None, None, :, None] * (pts[:, 1:] - pts[:, :-1])[:, :, None]
+    return torch.cat([edges.flatten(1, 2), pts[:, -1:]], dim=1)
+
+
+def rasterize_targets(
+    targets: list[dict[str, Tensor]],
+    lidar2img: Tensor,
+    ground_z: Tensor,
+    grid: tuple[int, int],
+    image_size: tuple[int, int],
+    pc_range: tuple[float, ...],
+    num_classes: int,
+) -> Tensor:
+    """Patches that a ground-truth line of each class crosses: float [B, V, C, h, w] of zeros and ones.
+
+    targets: per sample `labels` [G] and `pts` [G, P, 2] in [0, 1], drawn on the ground plane z = ground_z [B].
+    """
+    rows, columns = grid
+    masks = lidar2img.new_zeros(*lidar2img.shape[:2], num_classes, rows, columns)
+    for sample, target in enumerate(targets):
+        if len(target["labels"]) == 0:
+            continue
+        pts_m = denormalize_pts(densify(target["pts"], STEPS_PER_EDGE), pc_range)  # [G, N, 2]
+        labels = target["labels"][:, None].expand(pts_m.shape[:2]).flatten()
+        ground = torch.cat([pts_m, ground_z[sample].expand(*pts_m.shape[:2], 1)], dim=-1).flatten(0, 1)
+        where, visible = project_to_cameras(ground[None], lidar2img[sample : sample + 1], image_size)
+        camera, point = visible[0].nonzero(as_tuple=True)
+        place = (where[0, camera, point] + 1) / 2
+        column = (place[:, 0] * columns).long().clamp(max=columns - 1)
+        row = (place[:, 1] * rows).long().clamp(max=rows - 1)
+        masks[sample, camera, labels[point], row, column] = 1.0
+    return masks
+
+
+class SegmentationHead(nn.Module):
+    """Per-patch class logits [B, V, C, h, w] from vision tokens [B, V, h*w, width]."""
+
+    def __init__(self, dim: int, num_classes: int):
+        super().__init__()
+        self.classify = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, num_classes))
+
+    def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        return self.classify(tokens).float().transpose(2, 3).unflatten(3, grid)
+
+
+def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
+    """Binary cross-entropy plus dice (per class over the batch), both on [B, V, C, h, w]; a scalar."""
+    bce = F.binary_cross_entropy_with_logits(logits, masks)
+    probability = logits.sigmoid()
+    over = (0, 1, 3, 4)
+    overlap = (probability * masks).sum(over)
+    dice = 1 - (2 * overlap + 1) / (probability.sum(over) + masks.sum(over) + 1)
+    return bce + dice.mean()

@@ -1,0 +1,54 @@
+"""BLIP-2's vision tower on six cameras."""
+
+# B batch, V cameras, h x w patches, C width
+
+import torch
+from torch import Tensor, nn
+from transformers import Blip2VisionConfig, Blip2VisionModel
+
+from models.config import ModelConfig
+
+# Mean and standard deviation of CLIP's images, RGB in [0, 1]; BLIP-2's processor uses the same.
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class VisionTower(nn.Module):
+    """uint8 images to patch tokens; a frozen tower runs without gradient and in eval behaviour for ever."""
+
+    def __init__(self, model: Blip2VisionModel, trainable: bool):
+        super().__init__()
+        self.model = model
+        self.trainable = trainable
+        model.requires_grad_(trainable)
+        self.register_buffer("mean", torch.tensor(CLIP_MEAN).view(1, 3, 1, 1) * 255.0, persistent=False)
+        self.register_buffer("std", torch.tensor(CLIP_STD).view(1, 3, 1, 1) * 255.0, persistent=False)
+        self.train()
+
+    def train(self, mode: bool = True) -> "VisionTower":
+        return super().train(mode and self.trainable)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images uint8 [B, V, 3, H, W] to tokens [B, V, 1 + h*w, C], the class token first."""
+        batch, cameras = images.shape[:2]
+        pixels = (images.flatten(0, 1).float() - self.mean) / self.std  # [B*V, 3, H, W]
+        with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
+            tokens = self.model(pixels, interpolate_pos_encoding=True).last_hidden_state
+        return tokens.unflatten(0, (batch, cameras))  # [B, V, 1+h*w, C]
+
+
+def build_vision_tower(config: ModelConfig) -> VisionTower:
+    """The tower with random weights; pretrained ones are loaded over them."""
+    vision = config.vision
+    hf_config = Blip2VisionConfig(
+        hidden_size=vision.hidden_size,
+        num_hidden_layers=vision.num_layers,
+        num_attention_heads=vision.num_heads,
+        intermediate_size=vision.mlp_size,
+        patch_size=vision.patch_size,
+        image_size=vision.patch_size * vision.position_grid,
+        # BLIP-2's published initial range is 1e-10, meant for weights that are always loaded.
+        initializer_range=0.02,
+        attn_implementation="sdpa",
+    )
+    return VisionTower(Blip2VisionModel(hf_config), trainable=vision.trainable)

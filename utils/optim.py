@@ -1,0 +1,61 @@
+"""Parameter groups and the learning-rate schedule."""
+
+import math
+from functools import partial
+
+import torch
+from torch import nn
+
+# Group -> the letter it has in the log line.
+GROUPS = {"qformer": "q", "queries": "m", "decoder": "d"}
+
+# Top-level part of the detector -> group. What is new on the way into the LLM learns with the map queries.
+_GROUP_OF_PART = {
+    "qformer": "qformer",
+    "vision": "queries",
+    "geometry": "queries",
+    "projection": "queries",
+    "map_queries": "queries",
+    "decoder": "decoder",
+    "segmentation": "decoder",
+}
+
+
+def parameter_groups(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:
+    """Every trainable parameter in exactly one of GROUPS, as (name, parameter)."""
+    groups: dict[str, list[tuple[str, nn.Parameter]]] = {name: [] for name in GROUPS}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups[_GROUP_OF_PART[name.split(".", 1)[0]]].append((name, parameter))
+    return groups
+
+
+def build_optimizer(model: nn.Module, learning_rates: dict[str, float], weight_decay: float) -> torch.optim.AdamW:
+    """AdamW with one group for each of GROUPS; learning_rates has the same keys."""
+    groups = [
+        {"name": name, "params": [p for _, p in members], "lr": learning_rates[name]}
+        for name, members in parameter_groups(model).items()
+    ]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.999), weight_decay=weight_decay)
+
+
+def lr_factor(step: int, warmup_steps: int, total_steps: int) -> float:
+    """Share of the base learning rate at a step: linear warm-up, then half a cosine down to 0 at total_steps."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
+    return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def build_scheduler(
+    optimizer: torch.optim.Optimizer, warmup_steps: int, total_steps: int
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """lr_factor on every group, stepped once an optimizer step."""
+    factor = partial(lr_factor, warmup_steps=warmup_steps, total_steps=total_steps)
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def format_learning_rates(optimizer: torch.optim.Optimizer) -> str:
+    """`LR: q=1.00e-05 m=1.00e-04 d=1.00e-04`."""
+    rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+    return "LR: " + " ".join(f"{letter}={rates[name]:.2e}" for name, letter in GROUPS.items())

@@ -1,0 +1,34 @@
+"""What a run says: lines on the terminal and in train.log, numbers in metrics.jsonl."""
+
+import json
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+
+class RunLog:
+    """Lines go to standard output and to <folder>/train.log, records to <folder>/metrics.jsonl."""
+
+    def __init__(self, folder: Path):
+        self.text_path = folder / "train.log"
+        self.metrics_path = folder / "metrics.jsonl"
+
+    def line(self, text: str) -> None:
+        """Print one line without breaking a progress bar."""
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+        with open(self.text_path, "a") as file:
+            file.write(text + "\n")
+
+    def record(self, **values: object) -> None:
+        """Append one JSON object; NaN becomes null."""
+        clean = {k: None if isinstance(v, float) and v != v else v for k, v in values.items()}
+        with open(self.metrics_path, "a") as file:
+            file.write(json.dumps(clean) + "\n")
+
+
+def progress_bar(total: int, description: str, start: int = 0) -> tqdm:
+    """A bar on a terminal, silence elsewhere (the log lines say enough there)."""
+    return tqdm(total=total, initial=start, desc=description, disable=not sys.stderr.isatty(), leave=False,
+                dynamic_ncols=True)
