@@ -1,0 +1,61 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from models.decoder import initial_references, inverse_sigmoid, project_to_cameras, sample_cameras
+from tests.made_up import GROUND_Z, camera_matrices
+
+IMAGE = (32, 64)
+
+
+def test_projection_agrees_with_the_matrix():
+    lidar2img = camera_matrices(IMAGE)[None]
+    points = torch.tensor([[[1.0, 8.0, GROUND_Z], [0.5, -6.0, GROUND_Z]]])
+    grid, visible = project_to_cameras(points, lidar2img, IMAGE)
+    assert visible[0, :, 0].nonzero().flatten().tolist() == [0], "8 m ahead: the front camera alone"
+    assert visible[0, :, 1].nonzero().flatten().tolist() == [3], "6 m behind: the rear camera alone"
+    u, v, depth = (lidar2img[0, 0] @ torch.tensor([1.0, 8.0, GROUND_Z, 1.0]))[:3]
+    pixel = (grid[0, 0, 0] + 1) / 2 * torch.tensor([64.0, 32.0]) - 0.5
+    assert torch.allclose(pixel, torch.stack([u, v]) / depth, atol=1e-4)
+
+
+def test_sampling_averages_the_cameras_that_see_the_point():
+    torch.manual_seed(0)
+    features = torch.randn(2, 3, 5, 4, 8)  # [B, V, C, h, w]
+    grid = torch.rand(2, 3, 7, 2) * 1.4 - 0.7  # inside, away from the border where padding decides
+    visible = torch.zeros(2, 3, 7, dtype=torch.bool)
+    visible[:, 0, :3] = True
+    visible[:, 2, 2:5] = True  # point 2 is seen twice, points 5 and 6 by nobody
+    sampled = sample_cameras(features, grid, visible)
+    every = F.grid_sample(features.flatten(0, 1), grid.flatten(0, 1)[:, :, None], align_corners=False)
+    every = every[..., 0].view(2, 3, 5, 7)
+    weight = visible.float() / visible.sum(1, keepdim=True).clamp(min=1)
+    assert torch.allclose(sampled, (every * weight[:, :, None]).sum(1), atol=1e-5)
+    assert (sampled[:, :, 5:] == 0).all()
+
+
+def test_sampling_a_colour_where_a_point_projects():
+    """Paint the pixel a ground point projects to; sampling the image at the point returns the paint."""
+    lidar2img = camera_matrices(IMAGE)[None]
+    point = torch.tensor([[[1.0, 8.0, GROUND_Z]]])
+    u, v, depth = (lidar2img[0, 0] @ torch.tensor([1.0, 8.0, GROUND_Z, 1.0]))[:3]
+    image = torch.zeros(1, 6, 1, *IMAGE)
+    column, row = int((u / depth).floor()), int((v / depth).floor())
+    image[0, 0, 0, row : row + 2, column : column + 2] = 1.0  # the four pixels around the projection
+    sampled = sample_cameras(image, *project_to_cameras(point, lidar2img, IMAGE))
+    assert sampled.item() == pytest.approx(1.0, abs=1e-3)
+
+
+def test_references_are_spread_and_inside():
+    references = initial_references(50, 20)
+    assert references.shape == (50, 20, 2) and references.min() > 0 and references.max() < 1
+    distance = torch.cdist(references.flatten(1), references.flatten(1)) + torch.eye(50) * 9
+    assert distance.min() > 0.05, "no two lines start alike"
+    centres = references.mean(1)
+    assert all(((centres > low) & (centres < low + 0.5)).all(1).sum() >= 8 for low in (0.0, 0.5))
+
+
+def test_inverse_sigmoid_inverts():
+    x = torch.linspace(0.01, 0.99, 9)
+    assert torch.allclose(inverse_sigmoid(x).sigmoid(), x, atol=1e-6)
+    assert torch.isfinite(inverse_sigmoid(torch.tensor([0.0, 1.0]))).all()

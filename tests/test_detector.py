@@ -1,0 +1,85 @@
+import pytest
+import torch
+
+from models.config import PRESETS, ModelConfig
+from models.criterion import MapCriterion
+from models.detector import build_detector
+from tests.made_up import micro_config, random_batch
+from utils.optim import GROUPS, parameter_groups
+
+
+def run(config, batch, train=True):
+    torch.manual_seed(0)
+    return build_detector(config).train(mode=train)(batch)
+
+
+def test_outputs_have_the_shapes_of_the_contract():
+    config = micro_config()
+    outputs = run(config, random_batch(config))
+    assert outputs["pred_logits"].shape == (3, 5, 3) and outputs["pred_pts"].shape == (3, 5, 4, 2)
+    assert len(outputs["aux_outputs"]) == config.decoder.num_layers
+    assert outputs["seg_logits"].shape == (3, 6, 3, 2, 4)
+    assert (outputs["pred_pts"] >= 0).all() and (outputs["pred_pts"] <= 1).all()
+    assert "seg_logits" not in run(config, random_batch(config), train=False)
+
+
+@pytest.mark.parametrize("llm_path", ["random", "none"])
+@pytest.mark.parametrize("counts", [(3, 0, 4), (0, 0)])
+def test_every_trainable_parameter_gets_a_finite_gradient(llm_path, counts):
+    config = micro_config(llm_path=llm_path)
+    batch = random_batch(config, counts)
+    torch.manual_seed(0)
+    model = build_detector(config)
+    criterion = MapCriterion(config.num_points, config.num_classes, config.pc_range)
+    criterion.total(criterion(model(batch), batch)).backward()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+        else:
+            assert name.startswith("llm.") and parameter.grad is None
+
+
+def test_each_parameter_is_in_one_group_and_none_of_the_llm():
+    model = build_detector(micro_config())
+    grouped = [name for members in parameter_groups(model).values() for name, _ in members]
+    assert sorted(grouped) == sorted(n for n, p in model.named_parameters() if p.requires_grad)
+    assert all(parameter_groups(model)[name] for name in GROUPS)
+
+
+def test_the_result_of_a_sample_does_not_depend_on_its_batch():
+    config = micro_config()
+    batch = random_batch(config, (2, 1))
+    alone = {k: v[:1] for k, v in batch.items()}
+    together = run(config, batch, train=False)["pred_pts"][:1]
+    assert torch.allclose(together, run(config, alone, train=False)["pred_pts"], atol=1e-5)
+
+
+def test_the_decoder_looks_at_the_images_through_the_calibration():
+    config = micro_config()
+    batch = random_batch(config)
+    before = run(config, batch, train=False)
+    moved = {**batch, "lidar2img": batch["lidar2img"].roll(1, dims=1)}
+    after = run(config, moved, train=False)
+    first = [outputs["aux_outputs"][0]["pred_logits"] for outputs in (before, after)]
+    assert torch.allclose(*first), "the geometry embedding starts at zero, so the LLM's head sees no change yet"
+    assert not torch.allclose(before["pred_logits"], after["pred_logits"], atol=1e-4)
+
+
+def test_config_survives_a_trip_through_plain_types():
+    import json
+
+    for config in PRESETS.values():
+        assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_base_has_exactly_the_queries_of_the_design():
+    config = PRESETS["base"]
+    assert config.num_instances * (1 + config.num_points) * config.random_llm.hidden_size == 4_300_800
+
+
+@pytest.mark.parametrize(
+    "change", [{"image_size": (15, 32)}, {"crop_top": 1.0}, {"num_points": 3}, {"pc_range": (0, 0)}]
+)
+def test_settings_that_cannot_be_meant_are_refused_by_name(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        micro_config(**change)

@@ -1,0 +1,46 @@
+import itertools
+
+import torch
+
+from models.matcher import HungarianMatcher, focal_class_cost, order_table, pad_targets
+from tests.made_up import random_target
+
+
+def test_orders_of_a_ring_and_of_an_open_line():
+    table = order_table(4)
+    rings = {tuple(row) for row in table[1].tolist()}
+    assert rings == {(0, 1, 2, 0), (1, 2, 0, 1), (2, 0, 1, 2), (0, 2, 1, 0), (1, 0, 2, 1), (2, 1, 0, 2)}
+    assert {tuple(row) for row in table[0].tolist()} == {(0, 1, 2, 3), (3, 2, 1, 0)}
+
+
+def test_matching_equals_brute_force():
+    generator = torch.Generator().manual_seed(0)
+    num_points = 4
+    targets = [random_target(generator, count, num_points) for count in (3, 0, 2)]
+    logits = torch.randn(2, 3, 4, 3, generator=generator)
+    pts = torch.rand(2, 3, 4, num_points, 2, generator=generator)
+    padded = pad_targets(targets, num_points, torch.device("cpu"))
+    matches = HungarianMatcher()(logits, pts, padded)
+    table = order_table(num_points)
+    for head in range(2):
+        for sample, target in enumerate(targets):
+            count = len(target["labels"])
+            cost = torch.zeros(4, count)
+            for i, g in itertools.product(range(4), range(count)):
+                orders = target["pts"][g][table[int(target["closed"][g])]]
+                l1 = (pts[head, sample, i] - orders).abs().sum((1, 2)).min()
+                cost[i, g] = 2 * focal_class_cost(logits)[head, sample, i, target["labels"][g]] + 5 * l1
+            here = (matches.head == head) & (matches.sample == sample)
+            found = cost[matches.instance[here], matches.target[here]].sum()
+            best = min(
+                sum(cost[i, g] for g, i in enumerate(chosen)) for chosen in itertools.permutations(range(4), count)
+            )
+            assert here.sum() == count
+            assert torch.isclose(found, torch.as_tensor(best, dtype=torch.float32), atol=1e-5)
+
+
+def test_no_ground_truth_anywhere():
+    empty = random_target(torch.Generator(), 0, 4)
+    padded = pad_targets([empty, empty], 4, torch.device("cpu"))
+    matches = HungarianMatcher()(torch.zeros(2, 2, 3, 3), torch.zeros(2, 2, 3, 4, 2), padded)
+    assert len(matches.head) == 0
