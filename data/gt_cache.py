@@ -6,19 +6,19 @@ processes share the pages. data/records.py says which tensors it holds. The head
 settings that shaped the content (`GTCache.meta`).
 """
 
-import contextlib
 import hashlib
 import json
 import mmap
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from data.records import DTYPES, SampleRecord, records_to_tensors
+from data.records import DTYPES, TENSORS, SampleRecord, records_to_tensors
 from data.splits import resolve_split
 from utils.errors import UserError
+from utils.files import replacing
 from utils.frame import CAMERAS, CLASSES, PC_RANGES
 
 SCHEMA = 1
@@ -38,31 +38,6 @@ def range_name(pc_range: Sequence[float]) -> str:
     return found[0] if found else ",".join(f"{v:g}" for v in pc_range)
 
 
-@contextlib.contextmanager
-def replacing(path: str | Path) -> Iterator:
-    """A binary file that takes the place of `path` only when the block ends well.
-
-    Until then it has a temporary name in the same folder, so an old file stays whole whatever happens.
-    Raises UserError when the system cannot write there (no space, no permission).
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror or error}), nothing was changed; "
-            f"free some space or choose another --output"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_gt_cache(path: str | Path, records: Sequence[SampleRecord], meta: Mapping) -> None:
     """Write records in their order; schema, classes, cameras, counts and digest are added to meta.
 
@@ -80,11 +55,11 @@ def write_gt_cache(path: str | Path, records: Sequence[SampleRecord], meta: Mapp
     }
     header = {}
     offset = 0
-    for name, (kind, array) in tensors.items():
+    for name, array in tensors.items():
         span = [offset, offset + array.nbytes]
-        header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": span}
+        header[name] = {"dtype": TENSORS[name], "shape": list(array.shape), "data_offsets": span}
         offset += array.nbytes
-    blocks = [array.tobytes() for _, array in tensors.values()]
+    blocks = [array.tobytes() for array in tensors.values()]
     full_meta["digest"] = _digest(full_meta, header, blocks)
     header["__metadata__"] = {"format": FORMAT, "meta": json.dumps(full_meta, sort_keys=True)}
     encoded = json.dumps(header).encode()
@@ -105,10 +80,10 @@ class GTCache:
         self._header = header
         self._data = data
         self._tensors = {}
-        for name, entry in header.items():
-            begin, end = entry["data_offsets"]
-            array = np.frombuffer(data[begin:end], DTYPES[entry["dtype"]])
-            self._tensors[name] = array.reshape(entry["shape"])
+        for name, kind in TENSORS.items():
+            begin, end = header[name]["data_offsets"]
+            array = np.frombuffer(data[begin:end], DTYPES[kind])
+            self._tensors[name] = array.reshape(header[name]["shape"])
         self._sample_tokens: list[str] | None = None
         self._index_of: dict[str, int] = {}
 
@@ -121,14 +96,20 @@ class GTCache:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             header, meta, start = _read_header(path, file, size)
-            end = start + max(entry["data_offsets"][1] for entry in header.values())
-            if size != end:
-                raise UserError(
-                    f"{path}: {size} bytes, the header says {end} (cut short or altered); "
-                    f"make it anew with {generate_command(meta)}"
-                )
             mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        return cls(path, meta, header, mapped[start:])
+        try:
+            end = start + max(entry["data_offsets"][1] for entry in header.values())
+            if size == end:
+                return cls(path, meta, header, mapped[start:])
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{path}: the header does not fit its tensors ({error}); "
+                f"make it anew with {generate_command(meta)}"
+            ) from error
+        raise UserError(
+            f"{path}: {size} bytes, the header says {end} (cut short or altered); "
+            f"make it anew with {generate_command(meta)}"
+        )
 
     def __reduce__(self):
         return GTCache.open, (self.path,)
@@ -236,6 +217,9 @@ def _read_header(path: str, file, size: int) -> tuple[dict, dict, int]:
         if marks["format"] != FORMAT:
             raise KeyError("format")
         meta = json.loads(marks["meta"])
+        missing = {"split", "version", "pc_range", "gt_style", "digest"} - meta.keys()
+        if missing:
+            raise KeyError(min(missing))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path}: the header is not that of a GT cache; give a cache made by {generate_command()}"

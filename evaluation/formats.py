@@ -14,9 +14,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from data.gt_cache import replacing
 from evaluation.vectors import Vectors
 from utils.errors import UserError
+from utils.files import replacing
 from utils.frame import CLASSES
 
 STREAMMAPNET_CLASSES = ("ped_crossing", "divider", "boundary")

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,19 @@ from torch import Tensor, nn
 from data.gt_cache import GTCache
 from evaluation.postprocess import outputs_to_vectors
 from evaluation.vectors import Vectors
+from models.config import ModelConfig
+from models.detector import MapDetector, build_detector
+from utils.checkpoint import load_checkpoint, load_trainable
 from utils.run_log import progress_bar
+
+
+def load_detector(path: str | Path, device: torch.device) -> tuple[MapDetector, ModelConfig]:
+    """The detector of a checkpoint, in eval mode. Raises UserError when the file is not one or does not fit."""
+    checkpoint = load_checkpoint(path)
+    config = ModelConfig.from_dict(checkpoint["model_config"])
+    model = build_detector(config)
+    load_trainable(model, checkpoint, path)
+    return model.to(device).eval(), config
 
 
 def move_batch(batch: dict, device: torch.device) -> dict:

@@ -19,12 +19,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from data.gt_cache import default_cache_path, replacing, write_gt_cache  # noqa: E402
+from data.gt_cache import default_cache_path, write_gt_cache  # noqa: E402
 from data.nuscenes_reader import check_images, load_tables, read_records  # noqa: E402
 from data.records import SampleRecord  # noqa: E402
 from data.splits import SPLITS, resolve_split  # noqa: E402
 from data.vectorize import PATCH_MARGINS, MapVectorizer  # noqa: E402
 from utils.errors import UserError, run_cli  # noqa: E402
+from utils.files import replacing  # noqa: E402
 from utils.frame import CLASSES, PC_RANGES  # noqa: E402
 
 # Maps of the cities by name, in each worker process.

@@ -1,13 +1,13 @@
 """Checkpoints: trainable tensors and the identity of the frozen ones, written whole or not at all."""
 
 import hashlib
-import os
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from utils.errors import UserError
+from utils.files import replacing
 
 _SAMPLES_PER_TENSOR = 4096
 
@@ -61,16 +61,9 @@ def load_trainable(model: nn.Module, checkpoint: dict, path: str | Path) -> None
 
 
 def save_checkpoint(checkpoint: dict, path: Path) -> None:
-    """Write beside, flush to disk, then move into place: a reader sees the old file or the new one, never half."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """A reader sees the old file or the new one, never half of it."""
+    with replacing(path) as file:
+        torch.save(checkpoint, file)
 
 
 def load_checkpoint(path: str | Path) -> dict:
