@@ -1,8 +1,9 @@
 import torch
 
+from data.made_up import GROUND_Z, camera_matrices
 from models.criterion import MapCriterion, direction_loss, sigmoid_focal_loss
 from models.segmentation import densify, rasterize_targets
-from tests.made_up import GROUND_Z, camera_matrices, micro_config, random_batch
+from tests.micro import micro_config, random_batch
 from utils.frame import PC_RANGES, denormalize_pts
 
 PC_RANGE = PC_RANGES["60x30"]

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from data.made_up import GROUND_Z, camera_matrices
 from models.decoder import initial_references, inverse_sigmoid, project_to_cameras, sample_cameras
-from tests.made_up import GROUND_Z, camera_matrices
 
 IMAGE = (32, 64)
 

@@ -4,7 +4,7 @@ import torch
 from models.config import PRESETS, ModelConfig
 from models.criterion import MapCriterion
 from models.detector import build_detector
-from tests.made_up import micro_config, random_batch
+from tests.micro import micro_config, random_batch
 from utils.optim import GROUPS, parameter_groups
 
 

@@ -1,7 +1,7 @@
 import torch
 
+from data.made_up import GROUND_Z, camera_matrices
 from models.geometry_embedding import GeometryEmbedding, ground_intersection, patch_rays
-from tests.made_up import GROUND_Z, camera_matrices
 from utils.frame import PC_RANGES, denormalize_pts
 
 GRID, IMAGE = (4, 8), (32, 64)

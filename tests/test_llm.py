@@ -5,7 +5,7 @@ from transformers import LlamaForCausalLM
 from models.attention_mask import map_attention_mask, map_position_ids
 from models.config import RandomLLMConfig
 from models.llm import FrozenLLM, build_llm, build_random_llama
-from tests.made_up import micro_config
+from tests.micro import micro_config
 from utils.errors import UserError
 
 CONFIG = RandomLLMConfig(hidden_size=16, num_layers=2, num_heads=2, mlp_size=32, vocab_size=64)

@@ -2,8 +2,8 @@ import itertools
 
 import torch
 
+from data.made_up import random_target
 from models.matcher import HungarianMatcher, focal_class_cost, order_table, pad_targets
-from tests.made_up import random_target
 
 
 def test_orders_of_a_ring_and_of_an_open_line():

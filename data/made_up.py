@@ -1,28 +1,13 @@
-"""Small made-up inputs for the tests of the model: six cameras around a car and random polylines."""
-
-from dataclasses import replace
+"""Made-up batches: a level six-camera rig, noise images and random polylines, enough to run and time the network."""
 
 import numpy as np
 import torch
 
 from data.geometry import lidar2img_matrix
-from models.config import PRESETS, DecoderConfig, ModelConfig, QFormerConfig, RandomLLMConfig, VisionConfig
+from utils.frame import CAMERAS
 
 GROUND_Z = -1.84
 CAMERA_YAWS_DEG = (0, -55, 55, 180, 110, -110)  # counter-clockwise from straight ahead, in the order of CAMERAS
-
-
-def micro_config(**changes) -> ModelConfig:
-    """The tiny preset again at a tenth of its size, for tests that only need it to run."""
-    config = replace(
-        PRESETS["tiny"], image_size=(16, 32), num_instances=5, num_points=4,
-        vision=VisionConfig(hidden_size=16, num_layers=1, num_heads=2, mlp_size=32, patch_size=8, position_grid=4,
-                            trainable=True),
-        qformer=QFormerConfig(hidden_size=16, num_layers=2, num_heads=2, mlp_size=32, num_query_tokens=3, dropout=0.0),
-        random_llm=RandomLLMConfig(hidden_size=16, num_layers=2, num_heads=2, mlp_size=32, vocab_size=64),
-        decoder=DecoderConfig(dim=16, num_layers=2, num_heads=2, mlp_size=32, num_offsets=3),
-    )
-    return replace(config, **changes)
 
 
 def camera_matrices(image_size: tuple[int, int]) -> torch.Tensor:
@@ -48,17 +33,17 @@ def random_target(generator: torch.Generator, count: int, num_points: int) -> di
     return {"labels": torch.randint(0, 3, (count,), generator=generator), "pts": pts, "closed": closed}
 
 
-def random_batch(config: ModelConfig, counts: tuple[int, ...] = (3, 0, 4), seed: int = 0) -> dict:
-    """A collated batch with the given numbers of ground-truth instances."""
+def random_batch(image_size: tuple[int, int], num_points: int, counts: tuple[int, ...], seed: int = 0) -> dict:
+    """A batch as `collate` makes it, with the given numbers of ground-truth instances, one for each sample."""
     generator = torch.Generator().manual_seed(seed)
     batch = len(counts)
-    shape = (batch, 6, 3, *config.image_size)
+    shape = (batch, len(CAMERAS), 3, *image_size)
     return {
         "images": torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator),
-        "lidar2img": camera_matrices(config.image_size).expand(batch, -1, -1, -1).clone(),
+        "lidar2img": camera_matrices(image_size).expand(batch, -1, -1, -1).clone(),
         "ground_z": torch.full((batch,), GROUND_Z),
-        "camera_ids": torch.arange(6).expand(batch, -1),
-        "targets": [random_target(generator, count, config.num_points) for count in counts],
+        "camera_ids": torch.arange(len(CAMERAS)).expand(batch, -1),
+        "targets": [random_target(generator, count, num_points) for count in counts],
         "sample_tokens": [f"sample-{i}" for i in range(batch)],
         "indices": list(range(batch)),
     }
