@@ -18,6 +18,25 @@ from utils.frame import CAMERAS
 
 # safetensors dtype -> numpy dtype
 DTYPES = {"I64": "<i8", "F64": "<f8", "I32": "<i4", "F32": "<f4", "U8": "|u1"}
+# The tensors in the order of the file, widest numbers first, so that each starts at a multiple of its width.
+TENSORS = {
+    "timestamp": "I64",
+    "sample_tokens_offsets": "I64",
+    "image_paths_offsets": "I64",
+    "instance_offsets": "I64",
+    "point_offsets": "I64",
+    "camera_intrinsic": "F64",
+    "cam2lidar": "F64",
+    "lidar2global": "F64",
+    "ground_z": "F64",
+    "image_sizes": "I32",
+    "scene": "I32",
+    "location": "I32",
+    "points": "F32",
+    "labels": "U8",
+    "sample_tokens": "U8",
+    "image_paths": "U8",
+}
 
 
 @dataclass(frozen=True)
@@ -38,39 +57,40 @@ class SampleRecord:
     pts_m: list[np.ndarray]  # G arrays [n, 2] float32, metres; a closed ring repeats its first point
 
 
-def records_to_tensors(records: Sequence[SampleRecord]) -> tuple[dict, list[str], list[str]]:
-    """Tensors as name -> (safetensors dtype, array), largest alignment first, and the two string tables."""
+def records_to_tensors(
+    records: Sequence[SampleRecord],
+) -> tuple[dict[str, np.ndarray], list[str], list[str]]:
+    """The TENSORS, and the names of the scenes and locations that `scene` and `location` point into."""
     scenes = sorted({record.scene_name for record in records})
     locations = sorted({record.location for record in records})
     lines = [pts for record in records for pts in record.pts_m]
-    cameras = len(CAMERAS)
     token_bytes, token_offsets = _string_table([record.sample_token for record in records])
-    path_bytes, path_offsets = _string_table([p for record in records for p in record.image_paths])
-
-    def stack(name: str, shape: tuple[int, ...]) -> np.ndarray:
-        return np.array([getattr(record, name) for record in records], np.float64).reshape(-1, *shape)
-
+    path_bytes, path_offsets = _string_table([path for record in records for path in record.image_paths])
     arrays = {
-        "timestamp": ("I64", [record.timestamp for record in records]),
-        "sample_tokens_offsets": ("I64", token_offsets),
-        "image_paths_offsets": ("I64", path_offsets),
-        "instance_offsets": ("I64", _offsets([len(record.pts_m) for record in records])),
-        "point_offsets": ("I64", _offsets([len(pts) for pts in lines])),
-        "camera_intrinsic": ("F64", stack("camera_intrinsic", (cameras, 3, 3))),
-        "cam2lidar": ("F64", stack("cam2lidar", (cameras, 4, 4))),
-        "lidar2global": ("F64", stack("lidar2global", (4, 4))),
-        "ground_z": ("F64", stack("ground_z", ())),
-        "image_sizes": ("I32", stack("image_sizes", (cameras, 2))),
-        "scene": ("I32", np.searchsorted(scenes, [record.scene_name for record in records])),
-        "location": ("I32", np.searchsorted(locations, [record.location for record in records])),
-        "points": ("F32", np.concatenate([*lines, np.zeros((0, 2), np.float32)])),
-        "labels": ("U8", np.concatenate([*(record.labels for record in records), np.zeros(0, np.int64)])),
-        "sample_tokens": ("U8", token_bytes),
-        "image_paths": ("U8", path_bytes),
+        "sample_tokens": token_bytes,
+        "sample_tokens_offsets": token_offsets,
+        "image_paths": path_bytes,
+        "image_paths_offsets": path_offsets,
+        "instance_offsets": _offsets([len(record.pts_m) for record in records]),
+        "point_offsets": _offsets([len(pts) for pts in lines]),
+        "scene": np.searchsorted(scenes, [record.scene_name for record in records]),
+        "location": np.searchsorted(locations, [record.location for record in records]),
+        "points": np.concatenate([*lines, np.zeros((0, 2), np.float32)]),
+        "labels": np.concatenate([*(record.labels for record in records), np.zeros(0, np.int64)]),
     }
-    tensors = {name: (kind, np.asarray(array, DTYPES[kind])) for name, (kind, array) in arrays.items()}
-    assert len(tensors["labels"][1]) == len(lines), "a label for every instance"
-    return tensors, scenes, locations
+    cameras = len(CAMERAS)
+    shapes = {
+        "timestamp": (),
+        "ground_z": (),
+        "lidar2global": (4, 4),
+        "image_sizes": (cameras, 2),
+        "camera_intrinsic": (cameras, 3, 3),
+        "cam2lidar": (cameras, 4, 4),
+    }
+    for name, shape in shapes.items():
+        arrays[name] = np.array([getattr(record, name) for record in records]).reshape(-1, *shape)
+    assert len(arrays["labels"]) == len(lines), "a label for every instance"
+    return {name: arrays[name].astype(DTYPES[kind]) for name, kind in TENSORS.items()}, scenes, locations
 
 
 def _string_table(strings: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,205 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.geometry import pose_matrix, without_roll_and_pitch
+from data.gt_cache import GTCache
+from data.nuscenes_reader import load_tables, read_records
+from tests.reference import REFERENCE, needs_reference
+from tools.generate_gt_cache import main
+from utils.errors import UserError
+from utils.frame import CAMERAS, PC_RANGES
+
+ROOT = Path(__file__).resolve().parents[1]
+PARITY = REFERENCE / "gt_parity"
+REAL = REFERENCE / "real_sample"
+pytestmark = needs_reference
+
+
+def generate(*arguments, **environment):
+    """Run the tool; its exit code, output and error output."""
+    command = [sys.executable, "tools/generate_gt_cache.py", *map(str, arguments)]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **environment}
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def check_gt(expected, actual):
+    done = subprocess.run(
+        [sys.executable, REFERENCE / "check_gt.py", expected, actual], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
+    assert "100.0000 % of" in done.stdout.splitlines()[-1], done.stdout
+
+
+@pytest.fixture(scope="module")
+def parity_split(tmp_path_factory):
+    """Caches and exports of gt_parity's two splits, train made by this process, val by two workers."""
+    folder = tmp_path_factory.mktemp("parity")
+    common = ["--dataroot", PARITY, "--version", "v1.0-mini", "--skip-image-check"]
+    for split, workers in (("train", 0), ("val", 2)):
+        outputs = ["--output", folder / f"{split}.safetensors", "--export-json", folder / f"{split}.json"]
+        code, _, error = generate("--split", split, *common, *outputs, "--num-workers", workers)
+        assert code == 0, error
+    return folder
+
+
+def test_ground_truth_agrees_with_the_published_extractor(parity_split, tmp_path):
+    merged = {}
+    for split in ("train", "val"):
+        merged.update(json.loads((parity_split / f"{split}.json").read_text()))
+    (tmp_path / "actual.json").write_text(json.dumps(merged))
+    check_gt(PARITY / "expected_maptr.json", tmp_path / "actual.json")
+
+
+def test_cache_holds_what_the_export_says(parity_split):
+    cache = GTCache.open(parity_split / "val.safetensors")
+    cache.verify()
+    cache.require(split="val", version="v1.0-mini", pc_range=PC_RANGES["60x30"], gt_style="maptr")
+    exported = json.loads((parity_split / "val.json").read_text())
+    assert cache.sample_tokens == list(exported)
+    for record in cache:
+        lines = [line for name in exported[record.sample_token].values() for line in name]
+        assert len(record.pts_m) == len(lines) > 0
+        for pts, line in zip(record.pts_m, lines, strict=True):
+            np.testing.assert_array_equal(pts, np.array(line, np.float32))
+
+
+def test_the_number_of_workers_does_not_change_a_byte(parity_split, tmp_path):
+    code, _, error = generate(
+        *("--split", "mini_val", "--dataroot", PARITY, "--version", "v1.0-mini", "--skip-image-check"),
+        *("--output", tmp_path / "again", "--num-workers", 0),
+    )
+    assert code == 0, error
+    assert (tmp_path / "again").read_bytes() == (parity_split / "val.safetensors").read_bytes()
+
+
+def test_a_real_sample_with_defaults_from_the_environment(tmp_path):
+    root = tmp_path / "nuscenes"
+    shutil.copytree(REAL, root, copy_function=os.symlink)
+    code, out, error = generate(
+        *("--split", "train", "--version", "v1.0-mini", "--export-json", tmp_path / "real.json"),
+        NUSCENES_DATAROOT=str(root),
+    )
+    assert code == 0, error
+    assert "1 samples, 4 divider, 0 ped_crossing, 4 boundary" in out
+    assert "singapore-onenorth: 2 self-crossing polygons left out: ped_crossing 66abfeac" in out
+    check_gt(REAL / "expected_maptr.json", tmp_path / "real.json")
+    cache = GTCache.open(root / "gt_cache" / "v1.0-mini_mini_train_60x30.safetensors")
+    record = cache[cache.index_of("ca9a282c9e77460f8360f564131a8af5")]
+    assert (record.scene_name, record.location) == ("scene-0061", "singapore-onenorth")
+    assert np.all(record.image_sizes == [1600, 900])
+    assert [path.split("/")[1] for path in record.image_paths] == list(CAMERAS)
+    assert -2.0 < record.ground_z < -1.7
+
+
+def test_cameras_are_placed_by_their_own_ego_poses():
+    """Against plain matrix products from the tables, one camera at a time."""
+    nusc = load_tables(REAL, "v1.0-mini")
+    (record,) = read_records(nusc, "mini_train")
+    sample = nusc.get("sample", record.sample_token)
+
+    def sensor_to_global(channel):
+        reading = nusc.get("sample_data", sample["data"][channel])
+        ego = nusc.get("ego_pose", reading["ego_pose_token"])
+        mount = nusc.get("calibrated_sensor", reading["calibrated_sensor_token"])
+        ego2global = pose_matrix(ego["translation"], ego["rotation"])
+        return ego2global @ pose_matrix(mount["translation"], mount["rotation"]), mount["camera_intrinsic"]
+
+    level = without_roll_and_pitch(sensor_to_global("LIDAR_TOP")[0])
+    np.testing.assert_allclose(record.lidar2global, level)
+    for v, channel in enumerate(CAMERAS):
+        camera2global, intrinsic = sensor_to_global(channel)
+        np.testing.assert_allclose(record.lidar2global @ record.cam2lidar[v], camera2global, atol=1e-9)
+        np.testing.assert_array_equal(record.camera_intrinsic[v], intrinsic)
+    forward = record.cam2lidar[:, :2, 2]  # where each camera looks, x right and y forward
+    yaw = np.rad2deg(np.arctan2(-forward[:, 0], forward[:, 1]))
+    np.testing.assert_allclose(np.abs(yaw), [0, 55, 55, 180, 110, 110], atol=4)
+    assert yaw[1] < 0 < yaw[2] and yaw[4] > 0 > yaw[5]  # right, left, left, right
+
+
+def bad_dataroot(tmp_path):
+    """A copy of the real sample that a test may damage."""
+    root = tmp_path / "bad"
+    shutil.copytree(REAL, root)
+    return root
+
+
+def without_folder(root):
+    shutil.rmtree(root)
+
+
+def without_version(root):
+    (root / "v1.0-mini").rename(root / "v1.0-test")
+
+
+def without_table(root):
+    (root / "v1.0-mini" / "ego_pose.json").unlink()
+
+
+def with_broken_table(root):
+    (root / "v1.0-mini" / "sample.json").write_text("[{")
+
+
+def without_map(root):
+    (root / "maps" / "expansion" / "singapore-onenorth.json").unlink()
+
+
+def with_old_map(root):
+    path = root / "maps" / "expansion" / "singapore-onenorth.json"
+    path.write_text(path.read_text().replace('"1.3"', '"1.2"'))
+
+
+def without_camera(root):
+    path = root / "v1.0-mini" / "sample_data.json"
+    readings = json.loads(path.read_text())
+    path.write_text(json.dumps([r for r in readings if "CAM_BACK_LEFT" not in r["filename"]]))
+
+
+def without_image(root):
+    next((root / "samples" / "CAM_BACK").glob("*.jpg")).unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "split", "message"),
+    [
+        (without_folder, "train", "bad: no such folder; .*--dataroot or NUSCENES_DATAROOT"),
+        (without_version, "train", "v1.0-mini: no such folder, versions there: v1.0-test; .*--version"),
+        (without_table, "train", "v1.0-mini: the tables cannot be read .*ego_pose.json"),
+        (with_broken_table, "train", "v1.0-mini: the tables cannot be read .*JSONDecodeError"),
+        (without_map, "train", r"singapore-onenorth\.json: no such map expansion; unpack"),
+        (with_old_map, "train", "map expansion version 1.2, expected 1.3 or later; unpack"),
+        (without_camera, "train", "sample ca9a282c9e77460f8360f564131a8af5 has no CAM_BACK_LEFT"),
+        (without_image, "train", "CAM_BACK__1532402927637525.jpg: no such image, sample ca9a282c9e77460f"),
+        (lambda root: None, "val", "none of its 1 scenes is in split mini_val; choose another --split"),
+    ],
+)
+def test_bad_input_is_named_and_leaves_nothing(tmp_path, monkeypatch, damage, split, message):
+    root = bad_dataroot(tmp_path)
+    damage(root)
+    output = tmp_path / "out" / "cache"
+    arguments = ["--split", split, "--dataroot", root, "--version", "v1.0-mini", "--output", output]
+    monkeypatch.setattr(sys, "argv", ["generate_gt_cache.py", *map(str, arguments)])
+    with pytest.raises(UserError, match=message) as caught:
+        main()
+    assert "\n" not in str(caught.value)
+    assert not output.parent.exists()
+
+
+def test_an_existing_output_is_kept_unless_told_otherwise(tmp_path):
+    output = tmp_path / "cache"
+    output.write_text("mine")
+    arguments = ["--split", "train", "--dataroot", REAL, "--version", "v1.0-mini", "--output", output]
+    code, _, error = generate(*arguments)
+    assert code == 2 and error.startswith(f"error: {output}: is already there; give --overwrite")
+    assert len(error.splitlines()) == 1
+    assert output.read_text() == "mine"
+    assert generate(*arguments, "--overwrite")[0] == 0
+    assert len(GTCache.open(output)) == 1
