@@ -114,9 +114,7 @@ def _from_streammapnet(path: str | os.PathLike, results: dict) -> dict[str, Vect
     return by_token
 
 
-def _checked(
-    where: str, labels: list, pts: list, scores: list | None, classes: tuple[str, ...]
-) -> Vectors:
+def _checked(where: str, labels: list, pts: list, scores: list | None, classes: tuple[str, ...]) -> Vectors:
     """Lists from a file as Vectors; UserError, beginning with `where`, for the first value that is wrong."""
     if len(labels) != len(pts) or (scores is not None and len(scores) != len(pts)):
         count = "no" if scores is None else len(scores)
