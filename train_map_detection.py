@@ -71,6 +71,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     out.add_argument("--log-interval", type=int, default=50, help="steps between log lines")
     out.add_argument("--save-interval", type=int, default=1, help="epochs between checkpoints")
     out.add_argument("--eval-interval", type=int, default=1, help="epochs between validations")
+    out.add_argument("--eval-untrained", action="store_true", help="validate once before the first step, to compare")
     out.add_argument("--resume", help="checkpoint_epoch_N.pth to go on from, in its own folder")
     args = parser.parse_args(argv)
     check_args(args)
@@ -264,6 +265,8 @@ class Trainer:
 
     def run(self) -> None:
         """Epochs until the last; checkpoints, the best and the final model on the way."""
+        if self.args.eval_untrained and self.step == 0:
+            self.validate()
         while self.epoch < self.args.epochs:
             self.train_epoch()
             self.epoch += 1

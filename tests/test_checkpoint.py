@@ -1,0 +1,79 @@
+import pytest
+import torch
+
+from evaluation.inference import load_detector
+from models.detector import build_detector
+from tests.micro import micro_config, random_batch
+from utils.checkpoint import frozen_identity, load_checkpoint, load_trainable, save_checkpoint, trainable_state
+from utils.errors import UserError
+
+
+def make_checkpoint(config, seed=0):
+    torch.manual_seed(seed)
+    model = build_detector(config)
+    state = {"epoch": 1, "model_state_dict": trainable_state(model), "model_config": config.to_dict(),
+             "frozen_identity": frozen_identity(model), "args": {}}
+    return model, state
+
+
+def test_a_checkpoint_restores_the_outputs_and_holds_no_frozen_tensor(tmp_path):
+    config = micro_config()
+    model, state = make_checkpoint(config)
+    path = tmp_path / "model.pth"
+    save_checkpoint(state, path)
+    assert [file.name for file in tmp_path.iterdir()] == ["model.pth"]
+    assert not any(name.startswith("llm.") for name in state["model_state_dict"])
+    restored, restored_config = load_detector(path, torch.device("cpu"))
+    assert restored_config == config and not restored.training
+    batch = random_batch(config)
+    assert torch.equal(restored(batch)["pred_pts"], model.eval()(batch)["pred_pts"])
+
+
+def broken(kind, tmp_path):
+    path = tmp_path / "model.pth"
+    if kind == "missing":
+        return path
+    save_checkpoint(make_checkpoint(micro_config())[1] if kind != "foreign" else {"weights": 1}, path)
+    if kind == "truncated":
+        path.write_bytes(path.read_bytes()[:1000])
+    return path
+
+
+@pytest.mark.parametrize("kind", ["missing", "truncated", "foreign"])
+def test_a_file_that_is_no_checkpoint_is_one_line_that_names_it(kind, tmp_path):
+    path = broken(kind, tmp_path)
+    with pytest.raises(UserError) as caught:
+        load_checkpoint(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change, names",
+    [
+        ({"num_instances": 6}, "map_queries.embeddings has shape"),
+        ({"llm_path": "none"}, "frozen weights"),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_refused(change, names):
+    _, state = make_checkpoint(micro_config())
+    other = build_detector(micro_config(**change))
+    before = trainable_state(other)
+    with pytest.raises(UserError, match=names):
+        load_trainable(other, state, "model.pth")
+    after = trainable_state(other)
+    assert all(torch.equal(before[name], after[name]) for name in before), "nothing half-loaded"
+
+
+def test_missing_and_unexpected_tensors_are_named():
+    model, state = make_checkpoint(micro_config())
+    state["model_state_dict"]["decoder.extra"] = state["model_state_dict"].pop("decoder.references")
+    with pytest.raises(UserError, match=r"1 tensors missing \['decoder.references'\], 1 unexpected \['decoder.extra'\]"):
+        load_trainable(model, state, "model.pth")
+
+
+def test_the_identity_notices_one_changed_frozen_tensor():
+    model, _ = make_checkpoint(micro_config())
+    before = frozen_identity(model)
+    with torch.no_grad():
+        model.llm.model.norm.weight[3] += 0.5
+    assert frozen_identity(model) != before

@@ -1,0 +1,30 @@
+import pytest
+import torch
+
+from utils.optim import GROUPS, build_optimizer, build_scheduler, format_learning_rates, lr_factor
+
+
+def test_linear_warm_up_then_half_a_cosine():
+    factors = [lr_factor(step, warmup_steps=4, total_steps=14) for step in range(15)]
+    assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert factors[4] == 1.0 and factors[9] == pytest.approx(0.5) and factors[14] == pytest.approx(0.0)
+    assert all(a >= b for a, b in zip(factors[3:], factors[4:], strict=False))
+    assert lr_factor(20, 4, 14) == pytest.approx(0.0), "past the end it stays at zero"
+    assert lr_factor(0, 0, 10) == 1.0, "no warm-up"
+
+
+class Detector(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qformer, self.map_queries, self.decoder = (torch.nn.Linear(2, 2) for _ in range(3))
+
+
+def test_groups_have_their_own_rates_and_the_log_names_them():
+    rates = dict(zip(GROUPS, (1e-5, 1e-4, 2e-4), strict=True))
+    optimizer = build_optimizer(Detector(), rates, weight_decay=0.01)
+    scheduler = build_scheduler(optimizer, warmup_steps=2, total_steps=10)
+    assert format_learning_rates(optimizer) == "LR: q=5.00e-06 m=5.00e-05 d=1.00e-04"
+    optimizer.step()
+    scheduler.step()
+    assert format_learning_rates(optimizer) == "LR: q=1.00e-05 m=1.00e-04 d=2.00e-04"
+    assert all(g["betas"] == (0.9, 0.999) and g["weight_decay"] == 0.01 for g in optimizer.param_groups)
