@@ -1,0 +1,185 @@
+"""One camera image: sky, ground by ray casting onto z = 0, boxes, noise."""
+
+import cv2
+import numpy as np
+
+from data.geometry import invert_rigid
+from data.synthetic.appearance import SKY_HIGH, SKY_LOW, Appearance
+from data.synthetic.boxes import Solid, View, apply_air, clip_near, draw_crown, draw_solid
+from data.synthetic.elements import Tree, oriented_rectangle
+from data.synthetic.ground import GroundLevel
+
+ROW_SAMPLES = 4  # rays per pixel height, against aliasing far away
+FAR = 4000.0  # metres: depth of the sky
+SMALLEST_ON_SCREEN = 1.5  # pixels: smaller boxes are left out
+SHADOW_UNDER_CAR = 0.45
+STRETCH = 2.0  # how much longer along the view than across it a pixel of the chosen ground level may be
+
+
+def render_view(
+    camera2global: np.ndarray,
+    intrinsic: np.ndarray,
+    image_size: tuple[int, int],
+    levels: tuple[list[GroundLevel], list[GroundLevel]],
+    solids: list[Solid],
+    trees: list[Tree],
+    appearance: Appearance,
+) -> View:
+    """Draw one image of (width, height) pixels; levels = (coarse pyramid, fine pyramid) of the ground."""
+    width, height = image_size
+    view = View(
+        camera2global,
+        invert_rigid(camera2global),
+        intrinsic,
+        np.zeros((height, width, 3), np.float32),
+        np.full((height, width), FAR, np.float32),
+    )
+    _draw_sky(view, appearance)
+    _draw_ground(view, levels, appearance)
+    _draw_car_shadows(view, solids)
+    for solid in solids:
+        if _is_in_sight(view, solid.x, solid.y, max(solid.size)):
+            draw_solid(view, solid, appearance)
+    for tree in trees:
+        if _is_in_sight(view, tree.x, tree.y, 2 * tree.height):
+            trunk = Solid("pole", tree.x, tree.y, 0.0, 0.0, (0.3, 0.3, tree.height), (84, 70, 56))
+            draw_solid(view, trunk, appearance)
+            center = np.array([tree.x, tree.y, tree.height])
+            draw_crown(view, center, tree.radius, np.asarray(tree.color, np.float32), appearance)
+    return view
+
+
+def _draw_sky(view: View, appearance: Appearance) -> None:
+    height, width = view.depth.shape
+    rows, columns = appearance.sky.shape[:2]
+    rays = view.ray_matrix()
+    step = 4  # the sky is smooth: look it up on a coarse grid of pixels
+    u = np.arange(0, width + 2 * step, step, dtype=np.float64)[None]
+    v = np.arange(0, height + 2 * step, step, dtype=np.float64)[:, None]
+    x, y, z = (rays[i, 0] * u + rays[i, 1] * v + rays[i, 2] for i in range(3))
+    elevation = np.rad2deg(np.arctan2(z, np.hypot(x, y)))
+    azimuth = np.arctan2(y, x)
+    middle = azimuth[azimuth.shape[0] // 2, azimuth.shape[1] // 2]
+    azimuth = middle + (azimuth - middle + np.pi) % (2 * np.pi) - np.pi  # no jump within the image
+    column = azimuth / (2 * np.pi) * columns
+    row = (SKY_HIGH - elevation) / (SKY_HIGH - SKY_LOW) * (rows - 1)
+    maps = []
+    for grid in (column, row):
+        fine = cv2.resize(grid.astype(np.float32), None, fx=step, fy=step, interpolation=cv2.INTER_LINEAR)
+        maps.append(fine[step // 2 : step // 2 + height, step // 2 : step // 2 + width])
+    wrapped = cv2.copyMakeBorder(appearance.sky, 0, 0, columns, columns, cv2.BORDER_WRAP)
+    sky = cv2.remap(wrapped, maps[0] + columns, np.clip(maps[1], 0, rows - 1), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    view.image[:] = sky
+
+
+def _draw_ground(view: View, levels: tuple[list[GroundLevel], list[GroundLevel]], appearance: Appearance) -> None:
+    height, width = view.depth.shape
+    rays = view.ray_matrix()
+    u = np.arange(width, dtype=np.float32)[None]
+    v = np.arange(height, dtype=np.float32)[:, None]
+    down = -(rays[2, 0].astype(np.float32) * u + np.float32(rays[2, 1]) * v + np.float32(rays[2, 2]))
+    camera_height = float(view.position[2])
+    is_ground = down > camera_height / FAR
+    if not is_ground.any():
+        return
+    top = int(np.argmax(is_ground.any(axis=1)))
+    depth = np.float32(camera_height) / np.maximum(down, np.float32(1e-6))
+    # (u, v, 1) to global (x, y, 1) on the plane z = 0: position + depth * ray
+    to_global = np.stack([
+        rays[0] - rays[2] * view.position[0] / camera_height,
+        rays[1] - rays[2] * view.position[1] / camera_height,
+        -rays[2] / camera_height,
+    ])  # fmt: skip
+    ground = np.empty(((height - top) * ROW_SAMPLES, width, 3), np.uint8)
+    ground[:] = np.clip(np.asarray(appearance.ground_colors[7]), 0, 255)
+    middle = np.median(depth[top:], axis=1)
+    along = middle**2 / (view.intrinsic[1, 1] * camera_height * ROW_SAMPLES * STRETCH)
+    footprint = np.maximum(along, middle / view.intrinsic[0, 0])  # metres, one per image row
+    _sample_levels(ground, to_global, top, footprint, levels)
+    color = cv2.resize(ground, (width, height - top), interpolation=cv2.INTER_AREA).astype(np.float32)
+    shown = apply_air(color, depth[top:], appearance)
+    part = is_ground[top:]
+    view.image[top:][part] = shown[part]
+    view.depth[top:][part] = depth[top:][part]
+
+
+def _sample_levels(
+    ground: np.ndarray,
+    to_global: np.ndarray,
+    top: int,
+    footprint: np.ndarray,
+    levels: tuple[list[GroundLevel], list[GroundLevel]],
+) -> None:
+    """Fill ground [rows * ROW_SAMPLES, W, 3]: each band of rows from the level that suits its footprint [rows].
+
+    The coarse pyramid covers the whole town, the fine one lies on top of it where there is one.
+    """
+    coarse, fine = levels
+    wanted = np.clip(np.round(np.log2(footprint / fine[0].resolution)), 0, None).astype(int)
+    finest_coarse = int(round(np.log2(coarse[0].resolution / fine[0].resolution)))
+    first = 0
+    while first < len(wanted):
+        last = first
+        while last + 1 < len(wanted) and wanted[last + 1] == wanted[first]:
+            last += 1
+        level = int(wanted[first])
+        used = [coarse[min(max(level - finest_coarse, 0), len(coarse) - 1)]]
+        if level < len(fine):
+            used.append(fine[level])
+        band = ground[first * ROW_SAMPLES : (last + 1) * ROW_SAMPLES]
+        # row i of the band lies at v = top + first - 0.5 + (i + 0.5) / ROW_SAMPLES
+        start = top + first - 0.5 + 0.5 / ROW_SAMPLES
+        to_pixel = np.array([[1.0, 0, 0], [0, 1.0 / ROW_SAMPLES, start], [0, 0, 1]])
+        for source in used:
+            homography = source.pixel_from_global() @ to_global @ to_pixel
+            cv2.warpPerspective(
+                source.image, homography, (band.shape[1], band.shape[0]), dst=band,
+                flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_TRANSPARENT,
+            )  # fmt: skip
+        first = last + 1
+
+
+def _draw_car_shadows(view: View, solids: list[Solid]) -> None:
+    """Darken the ground under cars."""
+    height, width = view.depth.shape
+    for solid in solids:
+        if solid.kind != "body" or not _is_in_sight(view, solid.x, solid.y, max(solid.size)):
+            continue
+        base = oriented_rectangle(solid.x, solid.y, solid.yaw, solid.size[0] + 0.3, solid.size[1] + 0.3)
+        points = np.concatenate([base, np.zeros((4, 1))], axis=1)
+        points = clip_near(points @ view.global2camera[:3, :3].T + view.global2camera[:3, 3])
+        if len(points) < 3:
+            continue
+        pixels = points @ view.intrinsic.T
+        pixels = np.clip(pixels[:, :2] / pixels[:, 2:], -30000, 30000)
+        mask = np.zeros((height, width), np.uint8)
+        cv2.fillConvexPoly(mask, np.round(pixels * 16).astype(np.int32), 255, lineType=cv2.LINE_AA, shift=4)
+        touched = mask > 0
+        view.image[touched] *= 1.0 - (1.0 - SHADOW_UNDER_CAR) * (mask[touched].astype(np.float32) / 255.0)[:, None]
+
+
+def _is_in_sight(view: View, x: float, y: float, size: float) -> bool:
+    """Whether something of this size may show in the image, more than a pixel or so large."""
+    point = view.global2camera[:3, :3] @ np.array([x, y, 0.0]) + view.global2camera[:3, 3]
+    reach = 1.5 * size
+    if point[2] < -reach:
+        return False
+    depth = max(point[2], 0.1)
+    focal = view.intrinsic[0, 0]
+    half_width = view.depth.shape[1] / 2 / focal * 1.1
+    return focal * size / depth > SMALLEST_ON_SCREEN and abs(point[0]) - reach < half_width * (depth + reach)
+
+
+def finish_image(
+    view: View, appearance: Appearance, noise: np.ndarray, offset: tuple[int, int], gain: float
+) -> np.ndarray:
+    """uint8 image [H, W, 3] BGR: vignette, gain and sensor noise (a tile float32 [N, N, 3], read at an offset)."""
+    height, width = view.depth.shape
+    u = (np.arange(width, dtype=np.float32)[None] / width - 0.5) ** 2
+    v = (np.arange(height, dtype=np.float32)[:, None] / height - 0.5) ** 2
+    shade = gain * (1.0 - 0.35 * (u + v))
+    image = view.image * shade[..., None]
+    rows = (np.arange(height) + offset[0]) % noise.shape[0]
+    columns = (np.arange(width) + offset[1]) % noise.shape[1]
+    image += appearance.noise * noise[rows[:, None], columns[None]]
+    return np.clip(np.round(image), 0, 255).astype(np.uint8)[..., ::-1]

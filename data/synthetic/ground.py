@@ -1,0 +1,145 @@
+"""The ground of a town as images: one byte a pixel (material, shadow, grain), coloured per scene, in levels.
+
+Pixel (column, row) of level 0 has its centre at global (x0 + column * resolution, y0 + row * resolution).
+"""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import shapely
+from shapely.geometry import LineString
+from shapely.ops import substring
+
+from data.synthetic.elements import PaintedLine, Town, oriented_rectangle
+
+GRASS, WALKWAY, KERB, ASPHALT, REPAIR, WHITE, YELLOW, CROSSING = range(8)
+NUM_MATERIALS = 8
+SHADOW = 8  # added to a material: in the shadow of a building
+GRAINS = 16
+KERB_WIDTH = 0.28  # metres
+LINE_WIDTH = 0.15
+DOUBLE_OFFSET = 0.14  # metres between the middle of a double line and each of its strokes
+FRACTION_BITS = 4  # of the coordinates given to OpenCV
+
+
+@dataclass(frozen=True)
+class GroundLevel:
+    """RGB image [H, W, 3] with pixel (0, 0) centred at global (x0, y0); resolution in metres."""
+
+    image: np.ndarray
+    x0: float
+    y0: float
+    resolution: float
+
+    def pixel_from_global(self) -> np.ndarray:
+        """Homography [3, 3] from global (x, y, 1) to (column, row, 1)."""
+        scale = 1.0 / self.resolution
+        return np.array([[scale, 0.0, -self.x0 * scale], [0.0, scale, -self.y0 * scale], [0.0, 0.0, 1.0]])
+
+
+class GroundCanvas:
+    """Draws a town's ground into an index image (material + shadow) of a given area."""
+
+    def __init__(self, bounds: tuple[float, float, float, float], resolution: float):
+        self.x0, self.y0 = bounds[0], bounds[1]
+        self.resolution = resolution
+        self.bounds = shapely.box(*bounds)
+        shape = (int((bounds[3] - bounds[1]) / resolution) + 1, int((bounds[2] - bounds[0]) / resolution) + 1)
+        self.index = np.zeros(shape, np.uint8)
+
+    def fill(self, rings: list[np.ndarray], material: int) -> None:
+        """Fill the area between rings [N, 2] (even-odd rule)."""
+        origin = np.array([self.x0, self.y0])
+        scale = (1 << FRACTION_BITS) / self.resolution
+        fixed = [np.round((ring - origin) * scale).astype(np.int32) for ring in rings if len(ring) >= 3]
+        if fixed:
+            cv2.fillPoly(self.index, fixed, material, lineType=cv2.LINE_8, shift=FRACTION_BITS)
+
+    def fill_geometry(self, geometry, material: int) -> None:
+        """Fill a shapely polygon or a collection of them."""
+        for part in getattr(geometry, "geoms", [geometry]):
+            if part.geom_type == "Polygon" and part.intersects(self.bounds):
+                rings = [part.exterior, *part.interiors]
+                self.fill([np.asarray(ring.coords) for ring in rings], material)
+
+
+def draw_town(canvas: GroundCanvas, town: Town, sun: tuple[float, float] | None) -> None:
+    """Draw everything flat; `sun` is the shadow of one metre of height (dx, dy), None without a sun."""
+    canvas.index[:] = GRASS
+    canvas.fill_geometry(town.walkway, WALKWAY)
+    canvas.fill_geometry(town.drivable.boundary.buffer(KERB_WIDTH / 2, quad_segs=2), KERB)
+    canvas.fill_geometry(town.drivable.buffer(-KERB_WIDTH / 2, join_style="mitre"), ASPHALT)
+    for patch in town.patches:
+        canvas.fill([patch], REPAIR)
+    for crossing in town.crossings:
+        for stripe in crossing.stripes:
+            canvas.fill([stripe], CROSSING)
+    for stop_line in town.stop_lines:
+        canvas.fill([stop_line.exterior], WHITE)
+    for line in town.lines:
+        if canvas.bounds.intersects(LineString(line.pts)):
+            canvas.fill_geometry(_paint(line, town.style.dash), YELLOW if line.color == "yellow" else WHITE)
+    if sun is not None:
+        _draw_shadows(canvas, town, sun)
+
+
+def _paint(line: PaintedLine, dash: tuple[float, float]):
+    """The painted area of a line."""
+    middle = LineString(line.pts)
+    if line.pattern == "double":
+        strokes = [middle.offset_curve(side * DOUBLE_OFFSET) for side in (-1, 1)]
+        return shapely.union_all([stroke.buffer(LINE_WIDTH / 2, cap_style="flat") for stroke in strokes])
+    if line.pattern == "dashed":
+        starts = np.arange(0.0, middle.length, sum(dash))
+        strokes = [substring(middle, s, min(s + dash[0], middle.length)) for s in starts]
+        strokes = [stroke for stroke in strokes if stroke.length > 0.2]
+        return shapely.union_all([stroke.buffer(LINE_WIDTH / 2, cap_style="flat") for stroke in strokes])
+    return middle.buffer(LINE_WIDTH / 2, cap_style="flat")
+
+
+def _draw_shadows(canvas: GroundCanvas, town: Town, sun: tuple[float, float]) -> None:
+    mask = GroundCanvas(canvas.bounds.bounds, canvas.resolution)
+    for box in town.boxes:
+        base = oriented_rectangle(box.x, box.y, box.yaw, box.size[0], box.size[1])
+        reach = np.array(sun) * box.size[2]
+        mask.fill_geometry(shapely.MultiPoint(np.concatenate([base, base + reach])).convex_hull, SHADOW)
+    for tree in town.trees:
+        center = shapely.Point(np.array([tree.x, tree.y]) + np.array(sun) * tree.height)
+        mask.fill_geometry(center.buffer(tree.radius), SHADOW)
+    canvas.index |= mask.index
+
+
+def make_grain(rng: np.random.Generator) -> np.ndarray:
+    """A tile [1024, 1024] of grain, 0 to GRAINS - 1: fine speckle on broad patches."""
+    speckle = rng.normal(0.0, 1.0, (1024, 1024)).astype(np.float32)
+    patches = cv2.resize(rng.normal(0.0, 1.0, (24, 24)).astype(np.float32), (1024, 1024), interpolation=cv2.INTER_CUBIC)
+    middle = cv2.resize(rng.normal(0.0, 1.0, (160, 160)).astype(np.float32), (1024, 1024))
+    grain = 7.5 + 2.0 * speckle + 1.6 * middle + 1.6 * patches
+    return np.clip(np.round(grain), 0, GRAINS - 1).astype(np.uint8)
+
+
+def color_ground(canvas: GroundCanvas, grain: np.ndarray, colors: np.ndarray) -> GroundLevel:
+    """Colour an index image; colors [2 * NUM_MATERIALS * GRAINS, 3] uint8, index (material + shadow) * GRAINS + grain."""
+    height, width = canvas.index.shape
+    repeats = (-(-height // grain.shape[0]), -(-width // grain.shape[1]))
+    index = canvas.index * np.uint8(GRAINS)
+    index += np.tile(grain, repeats)[:height, :width]
+    image = cv2.LUT(cv2.merge([index] * 3), colors.reshape(1, 256, 3))
+    return GroundLevel(image, canvas.x0, canvas.y0, canvas.resolution)
+
+
+def half_size(level: GroundLevel) -> GroundLevel:
+    """The next coarser level: each pixel the mean of 2 x 2."""
+    height, width = (side // 2 * 2 for side in level.image.shape[:2])
+    image = cv2.resize(level.image[:height, :width], (width // 2, height // 2), interpolation=cv2.INTER_AREA)
+    shift = level.resolution / 2
+    return GroundLevel(image, level.x0 + shift, level.y0 + shift, level.resolution * 2)
+
+
+def pyramid(level: GroundLevel, num_levels: int) -> list[GroundLevel]:
+    """`level` and its coarser versions."""
+    levels = [level]
+    while len(levels) < num_levels:
+        levels.append(half_size(levels[-1]))
+    return levels

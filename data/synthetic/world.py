@@ -1,0 +1,139 @@
+"""Write a synthetic nuScenes world: maps, images, tables, all or nothing."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from data.synthetic.ground import GroundCanvas
+from data.synthetic.map_expansion import MapWriter
+from data.synthetic.plan import LOCATIONS, ScenePlan, WorldPlan, WorldSettings, plan_world
+from data.synthetic.rig import CAMERA_MOUNTS, LIDAR
+from data.synthetic.scene_files import draw_scene
+from data.synthetic.tables import BASEMAP_HASHES, make_tables
+from utils.errors import UserError
+
+MARKER = "synthetic_world.json"  # tells a made world from a real dataset
+MARKER_SCHEMA = 1
+BASEMAP_RESOLUTION = 0.1  # metres per pixel, fixed by nuScenes
+PREVIEW_SHARE = 8  # maps/basemap/*.png is this many times smaller
+
+
+def write_world(out: Path, settings: WorldSettings, num_workers: int = 1, overwrite: bool = False) -> None:
+    """Make the world and move it to `out`; nothing is left behind if it fails.
+
+    Raises:
+        UserError: `out` is in use, or cannot be replaced.
+    """
+    check_target(out, overwrite)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
+    try:
+        _write_all(work, settings, num_workers)
+        os.chmod(work, 0o755)
+        _move_into_place(work, out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def check_target(out: Path, overwrite: bool) -> None:
+    """Refuse a target that holds anything, unless it is a made world and may be replaced."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not out.is_dir() or not (out / MARKER).is_file():
+        raise UserError(f"{out}: holds something else than a synthetic world, an empty folder is expected; name another --out")
+    if not overwrite:
+        raise UserError(f"{out}: holds a synthetic world, an empty folder is expected; add --overwrite to replace it")
+
+
+def _move_into_place(work: Path, out: Path) -> None:
+    if out.exists() and any(out.iterdir()):
+        aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.replaced-", dir=out.parent))
+        os.replace(out, aside / out.name)
+        os.replace(work, out)
+        shutil.rmtree(aside)
+        return
+    if out.exists():
+        out.rmdir()
+    os.replace(work, out)
+
+
+def _write_all(root: Path, settings: WorldSettings, num_workers: int) -> None:
+    plan = plan_world(settings)
+    for channel in (*CAMERA_MOUNTS, LIDAR):
+        (root / "samples" / channel).mkdir(parents=True)
+    _write_maps(root, plan)
+    counts = _draw_scenes(root, plan, num_workers)
+    table_root = root / settings.version
+    table_root.mkdir()
+    for name, records in make_tables(plan, counts).items():
+        _write_json(table_root / f"{name}.json", records)
+    _write_json(
+        root / MARKER,
+        {
+            "schema": MARKER_SCHEMA,
+            "version": settings.version,
+            "train_scenes": len(settings.train_scenes),
+            "val_scenes": len(settings.val_scenes),
+            "samples_per_scene": settings.samples_per_scene,
+            "seed": settings.seed,
+            "image_size": list(settings.image_size),
+        },
+    )
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, separators=(",", ":")))
+
+
+def _write_maps(root: Path, plan: WorldPlan) -> None:
+    (root / "maps" / "expansion").mkdir(parents=True)
+    (root / "maps" / "basemap").mkdir()
+    for location in LOCATIONS:
+        towns = [town for town in plan.towns.values() if town.location == location]
+        edge = plan.canvas_edges[location]
+        writer = MapWriter(plan.settings.seed, location, edge)
+        canvas = GroundCanvas((0.0, 0.0, *edge), BASEMAP_RESOLUTION)
+        for town in towns:
+            writer.add_town(town)
+            canvas.fill_geometry(town.drivable.union(town.walkway), 255)
+        _write_json(root / "maps" / "expansion" / f"{location}.json", writer.as_json())
+        rows, columns = (int(round(side / BASEMAP_RESOLUTION)) for side in edge[::-1])
+        image = np.ascontiguousarray(canvas.index[:rows, :columns][::-1])  # row 0 of the image is the north edge
+        cv2.imwrite(str(root / "maps" / f"{BASEMAP_HASHES[location]}.png"), image, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+        preview = cv2.resize(image, (columns // PREVIEW_SHARE, rows // PREVIEW_SHARE), interpolation=cv2.INTER_AREA)
+        cv2.imwrite(str(root / "maps" / "basemap" / f"{location}.png"), preview)
+
+
+def _draw_scenes(root: Path, plan: WorldPlan, num_workers: int) -> list[list[np.ndarray]]:
+    """Draw every scene, in worker processes when there are several; results in the order of the scenes."""
+    settings = plan.settings
+    draw = partial(_draw_one, image_size=settings.image_size, seed=settings.seed, root=root)
+    tasks = [(scene, plan.towns[scene.town_key]) for scene in plan.scenes]
+    progress = partial(tqdm, total=len(tasks), desc="scenes", unit="scene", disable=not sys.stderr.isatty())
+    if min(num_workers, len(tasks)) <= 1:
+        threads = cv2.getNumThreads()
+        cv2.setNumThreads(1)
+        try:
+            return list(progress(map(draw, tasks)))
+        finally:
+            cv2.setNumThreads(threads)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(
+        min(num_workers, len(tasks)), mp_context=context, initializer=cv2.setNumThreads, initargs=(1,)
+    ) as pool:
+        return list(progress(pool.map(draw, tasks)))
+
+
+def _draw_one(task: tuple[ScenePlan, object], image_size, seed, root) -> list[np.ndarray]:
+    scene, town = task
+    return draw_scene(scene, town, image_size, seed, root)
