@@ -150,14 +150,14 @@ def _cut(geometries: np.ndarray, patch: shapely.Polygon) -> np.ndarray:
 
 def _line_parts(geometries: np.ndarray) -> np.ndarray:
     """Every line in an array of any geometries; points of touch and empty ones fall away."""
-    parts = shapely.get_parts(shapely.get_parts(geometries))  # twice: a collection may hold a multi-line
+    parts = shapely.get_parts(geometries)
     lines = parts[shapely.get_dimensions(parts) == 1]
     return lines[shapely.length(lines) > 0]
 
 
 def _polygon_parts(geometries: np.ndarray) -> np.ndarray:
     """Every polygon in an array of any geometries."""
-    parts = shapely.get_parts(shapely.get_parts(geometries))
+    parts = shapely.get_parts(geometries)
     return parts[shapely.get_dimensions(parts) == 2]
 
 
@@ -176,7 +176,7 @@ def _rings(area: shapely.Geometry) -> np.ndarray:
 
 def _merged(cut_rings: np.ndarray) -> np.ndarray:
     """Lines of rings that a patch has cut, the two pieces around a ring's start joined again."""
-    multiple = shapely.get_type_id(cut_rings) == shapely.GeometryType.MULTILINESTRING
+    several = shapely.get_num_geometries(cut_rings) > 1  # lines, perhaps with points of touch
     merged = cut_rings.copy()
-    merged[multiple] = shapely.line_merge(cut_rings[multiple])
+    merged[several] = shapely.line_merge(cut_rings[several])
     return _line_parts(merged)

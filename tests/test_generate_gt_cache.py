@@ -19,7 +19,6 @@ from utils.frame import CAMERAS, PC_RANGES
 ROOT = Path(__file__).resolve().parents[1]
 PARITY = REFERENCE / "gt_parity"
 REAL = REFERENCE / "real_sample"
-pytestmark = needs_reference
 
 
 def generate(*arguments, **environment):
@@ -51,6 +50,7 @@ def parity_split(tmp_path_factory):
     return folder
 
 
+@needs_reference
 def test_ground_truth_agrees_with_the_published_extractor(parity_split, tmp_path):
     merged = {}
     for split in ("train", "val"):
@@ -59,6 +59,7 @@ def test_ground_truth_agrees_with_the_published_extractor(parity_split, tmp_path
     check_gt(PARITY / "expected_maptr.json", tmp_path / "actual.json")
 
 
+@needs_reference
 def test_cache_holds_what_the_export_says(parity_split):
     cache = GTCache.open(parity_split / "val.safetensors")
     cache.verify()
@@ -72,6 +73,7 @@ def test_cache_holds_what_the_export_says(parity_split):
             np.testing.assert_array_equal(pts, np.array(line, np.float32))
 
 
+@needs_reference
 def test_the_number_of_workers_does_not_change_a_byte(parity_split, tmp_path):
     code, _, error = generate(
         *("--split", "mini_val", "--dataroot", PARITY, "--version", "v1.0-mini", "--skip-image-check"),
@@ -81,6 +83,7 @@ def test_the_number_of_workers_does_not_change_a_byte(parity_split, tmp_path):
     assert (tmp_path / "again").read_bytes() == (parity_split / "val.safetensors").read_bytes()
 
 
+@needs_reference
 def test_a_real_sample_with_defaults_from_the_environment(tmp_path):
     root = tmp_path / "nuscenes"
     shutil.copytree(REAL, root, copy_function=os.symlink)
@@ -100,6 +103,7 @@ def test_a_real_sample_with_defaults_from_the_environment(tmp_path):
     assert -2.0 < record.ground_z < -1.7
 
 
+@needs_reference
 def test_cameras_are_placed_by_their_own_ego_poses():
     """Against plain matrix products from the tables, one camera at a time."""
     nusc = load_tables(REAL, "v1.0-mini")
@@ -125,11 +129,9 @@ def test_cameras_are_placed_by_their_own_ego_poses():
     assert yaw[1] < 0 < yaw[2] and yaw[4] > 0 > yaw[5]  # right, left, left, right
 
 
-def bad_dataroot(tmp_path):
-    """A copy of the real sample that a test may damage."""
-    root = tmp_path / "bad"
-    shutil.copytree(REAL, root)
-    return root
+def run_main(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["generate_gt_cache.py", *map(str, arguments)])
+    main()
 
 
 def without_folder(root):
@@ -137,69 +139,84 @@ def without_folder(root):
 
 
 def without_version(root):
-    (root / "v1.0-mini").rename(root / "v1.0-test")
+    (root / "v1.0-trainval").rename(root / "v1.0-test")
 
 
 def without_table(root):
-    (root / "v1.0-mini" / "ego_pose.json").unlink()
+    (root / "v1.0-trainval" / "ego_pose.json").unlink()
 
 
 def with_broken_table(root):
-    (root / "v1.0-mini" / "sample.json").write_text("[{")
+    (root / "v1.0-trainval" / "sample.json").write_text("[{")
 
 
-def without_map(root):
-    (root / "maps" / "expansion" / "singapore-onenorth.json").unlink()
+def without_maps(root):
+    shutil.rmtree(root / "maps" / "expansion")
 
 
-def with_old_map(root):
-    path = root / "maps" / "expansion" / "singapore-onenorth.json"
-    path.write_text(path.read_text().replace('"1.3"', '"1.2"'))
+def with_old_maps(root):
+    for path in (root / "maps" / "expansion").glob("*.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "version": "1.2"}))
 
 
 def without_camera(root):
-    path = root / "v1.0-mini" / "sample_data.json"
+    path = root / "v1.0-trainval" / "sample_data.json"
     readings = json.loads(path.read_text())
     path.write_text(json.dumps([r for r in readings if "CAM_BACK_LEFT" not in r["filename"]]))
 
 
-def without_image(root):
-    next((root / "samples" / "CAM_BACK").glob("*.jpg")).unlink()
+def without_images(root):
+    shutil.rmtree(root / "samples" / "CAM_BACK")
 
 
 @pytest.mark.parametrize(
     ("damage", "split", "message"),
     [
         (without_folder, "train", "bad: no such folder; .*--dataroot or NUSCENES_DATAROOT"),
-        (without_version, "train", "v1.0-mini: no such folder, versions there: v1.0-test; .*--version"),
-        (without_table, "train", "v1.0-mini: the tables cannot be read .*ego_pose.json"),
-        (with_broken_table, "train", "v1.0-mini: the tables cannot be read .*JSONDecodeError"),
-        (without_map, "train", r"singapore-onenorth\.json: no such map expansion; unpack"),
-        (with_old_map, "train", "map expansion version 1.2, expected 1.3 or later; unpack"),
-        (without_camera, "train", "sample ca9a282c9e77460f8360f564131a8af5 has no CAM_BACK_LEFT"),
-        (without_image, "train", "CAM_BACK__1532402927637525.jpg: no such image, sample ca9a282c9e77460f"),
-        (lambda root: None, "val", "none of its 1 scenes is in split mini_val; choose another --split"),
+        (without_version, "train", "v1.0-trainval: no such folder, versions there: v1.0-test; .*--version"),
+        (without_table, "train", "v1.0-trainval: the tables cannot be read .*ego_pose.json.*; unpack"),
+        (with_broken_table, "train", "v1.0-trainval: the tables cannot be read .*JSONDecodeError"),
+        (without_maps, "train", r"expansion/[a-z-]+\.json: no such map expansion; unpack"),
+        (with_old_maps, "train", "map expansion version 1.2, expected 1.3 or later; unpack"),
+        (without_camera, "train", "sample [0-9a-f]{32} has no CAM_BACK_LEFT key frame"),
+        (without_images, "val", r"samples/CAM_BACK/.*\.jpg: no such image, sample [0-9a-f]{32} needs it"),
+        (lambda root: None, "mini_val", "none of its 3 scenes is in split mini_val; choose another --split"),
     ],
 )
-def test_bad_input_is_named_and_leaves_nothing(tmp_path, monkeypatch, damage, split, message):
-    root = bad_dataroot(tmp_path)
+def test_bad_input_is_named_and_leaves_nothing(
+    synthetic_world, tmp_path, monkeypatch, damage, split, message
+):
+    root = tmp_path / "bad"
+    shutil.copytree(synthetic_world, root)
     damage(root)
     output = tmp_path / "out" / "cache"
-    arguments = ["--split", split, "--dataroot", root, "--version", "v1.0-mini", "--output", output]
-    monkeypatch.setattr(sys, "argv", ["generate_gt_cache.py", *map(str, arguments)])
     with pytest.raises(UserError, match=message) as caught:
-        main()
+        run_main(monkeypatch, "--split", split, "--dataroot", root, "--output", output)
     assert "\n" not in str(caught.value)
     assert not output.parent.exists()
 
 
-def test_an_existing_output_is_kept_unless_told_otherwise(tmp_path):
+def test_an_existing_output_is_kept_unless_told_otherwise(synthetic_world, tmp_path, monkeypatch):
     output = tmp_path / "cache"
     output.write_text("mine")
-    arguments = ["--split", "train", "--dataroot", REAL, "--version", "v1.0-mini", "--output", output]
+    arguments = ["--split", "val", "--dataroot", synthetic_world, "--output", output]
     code, _, error = generate(*arguments)
     assert code == 2 and error.startswith(f"error: {output}: is already there; give --overwrite")
     assert len(error.splitlines()) == 1
     assert output.read_text() == "mine"
-    assert generate(*arguments, "--overwrite")[0] == 0
-    assert len(GTCache.open(output)) == 1
+    run_main(monkeypatch, *arguments, "--overwrite")
+    assert len(GTCache.open(output)) == 4
+
+
+def test_the_longer_range_makes_a_cache_of_its_own(synthetic_world, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "cache"
+    run_main(
+        *(monkeypatch, "--split", "train", "--dataroot", synthetic_world, "--output", output),
+        *("--pc-range", "100x50", "--num-workers", 1),
+    )
+    cache = GTCache.open(output)
+    cache.require(split="train", version="v1.0-trainval", pc_range=PC_RANGES["100x50"])
+    assert set(cache.meta["scenes"]) == {"scene-0001", "scene-0002"} and len(cache) == 8
+    reach = max(np.abs(pts[:, 1]).max() for record in cache for pts in record.pts_m)
+    assert 45 < reach <= 50.2
+    assert f"{output}: 8 samples, " in capsys.readouterr().out

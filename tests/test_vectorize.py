@@ -153,6 +153,13 @@ def test_a_boundary_ring_is_not_broken_at_its_start(city, tmp_path):
     np.testing.assert_allclose(line[-1, 0], 14.8, atol=1e-5)
 
 
+def test_a_boundary_ring_that_also_touches_its_patch_in_a_point_is_joined_all_the_same(city, tmp_path):
+    touching = [(20, 5), (14.8, 6), (20, 7), (30, 8), (0, 8)]
+    city.polygon("road_segment", [(0, 0), (30, -5), (30, 5), *touching])
+    (line,) = vectorize(city, tmp_path)["boundary"]
+    np.testing.assert_allclose(np.abs(line[[0, -1], 0]), 14.8, atol=1e-5)
+
+
 def test_self_crossing_polygons_are_left_out_and_reported(city, tmp_path):
     bow_tie = [(0, 0), (4, 4), (4, 0), (0, 4)]
     city.polygon("ped_crossing", bow_tie)
