@@ -173,13 +173,14 @@ class Trainer:
         batch = move_batch(batch, self.device)
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
             outputs = self.model(batch)
-        losses = self.criterion(outputs, batch)
-        loss = self.criterion.total(losses)
-        parts = {name: value.item() for name, value in {"loss": loss, **losses}.items()}
-        if not math.isfinite(parts["loss"]):
-            raise FloatingPointError(
-                f"step {self.step}: loss is {parts['loss']}, parts {parts}, samples {batch['sample_tokens']}"
-            )
+        try:
+            losses = self.criterion(outputs, batch)
+            loss = self.criterion.total(losses)
+            parts = {name: value.item() for name, value in {"loss": loss, **losses}.items()}
+            if not math.isfinite(parts["loss"]):
+                raise FloatingPointError(f"the loss is {parts['loss']}, its parts {parts}")
+        except FloatingPointError as error:
+            raise FloatingPointError(f"step {self.step}: {error}, samples {batch['sample_tokens']}") from error
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)

@@ -4,6 +4,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -81,7 +82,10 @@ class HungarianMatcher:
 
     @torch.no_grad()
     def __call__(self, pred_logits: Tensor, pred_pts: Tensor, targets: PaddedTargets) -> Matches:
-        """pred_logits [L, B, I, C] and pred_pts [L, B, I, P, 2] in [0, 1] against the padded targets."""
+        """pred_logits [L, B, I, C] and pred_pts [L, B, I, P, 2] in [0, 1] against the padded targets.
+
+        Raises FloatingPointError when a prediction is not finite.
+        """
         device = pred_logits.device
         heads, batch, instances = pred_logits.shape[:3]
         most, orders = targets.ordered_pts.shape[1:3]
@@ -97,6 +101,8 @@ class HungarianMatcher:
             3, targets.labels[None, :, None, :].expand(heads, -1, instances, -1)
         )
         cost = (self.cost_class * class_cost + self.cost_pts * distance).cpu().numpy()
+        if not np.isfinite(cost).all():
+            raise FloatingPointError("the predictions are not finite")
         counts = targets.valid.sum(1).tolist()
         rows = []
         for head in range(heads):
