@@ -17,7 +17,7 @@ def synthetic_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         train_scenes=("scene-0001", "scene-0002"),
         val_scenes=("scene-0003",),
         samples_per_scene=4,
-        seed=7,
+        seed=191,
         image_size=(400, 225),
     )
     write_world(root, settings, num_workers=1)

@@ -1,6 +1,6 @@
 """Write a synthetic dataset in nuScenes' format: procedural towns, rendered cameras, tables, map expansion.
 
-    python tools/make_synthetic_nuscenes.py --out DIR --train-scenes 15 --val-scenes 5 --samples-per-scene 40
+python tools/make_synthetic_nuscenes.py --out DIR --train-scenes 15 --val-scenes 5 --samples-per-scene 40
 """
 
 import argparse
@@ -55,7 +55,9 @@ def scene_names(version: str, train_scenes: int, val_scenes: int) -> tuple[tuple
         ("--train-scenes", "--val-scenes"), SPLITS[version], (train_scenes, val_scenes), strict=True
     ):
         if count > len(official[split]):
-            raise UserError(f"{flag}: {count}, at most {len(official[split])} scenes are in {split} of {version}; ask for fewer")
+            raise UserError(
+                f"{flag}: {count}, at most {len(official[split])} scenes are in {split} of {version}; ask for fewer"
+            )
         names.append(tuple(official[split][:count]))
     return names[0], names[1]
 

@@ -62,7 +62,7 @@ def make_appearance(rng: np.random.Generator, wear: float) -> Appearance:
         "sunny": (0.62, 0.58, (1.04, 1.0, 0.94), (196, 208, 220), 700.0, 2.5),
         "overcast": (0.88, 0.08, (0.98, 1.0, 1.02), (200, 204, 208), 350.0, 3.0),
         "dusk": (0.50, 0.38, (1.10, 0.95, 0.85), (190, 160, 140), 400.0, 4.5),
-        "night": (0.30, 0.0, (0.95, 0.92, 1.0), (18, 20, 28), 260.0, 6.5),
+        "night": (0.36, 0.0, (0.95, 0.92, 1.0), (18, 20, 28), 260.0, 6.5),
         "rain": (0.70, 0.0, (0.97, 1.0, 1.03), (165, 170, 175), 120.0, 4.0),
     }[weather]
     exposure = rng.uniform(0.85, 1.12)
@@ -71,9 +71,18 @@ def make_appearance(rng: np.random.Generator, wear: float) -> Appearance:
     lit = tint * (ambient + diffuse * sun[2])
     shaded = tint * ambient
     return Appearance(
-        weather, sun, ambient, diffuse, tint, haze, visibility * float(rng.uniform(0.7, 1.3)), weather == "night",
-        noise * float(rng.uniform(0.6, 1.4)), _make_sky(rng, weather, haze), _ground_colors(rng, lit, shaded, weather, wear),
-    )  # fmt: skip
+        weather=weather,
+        sun=sun,
+        ambient=ambient,
+        diffuse=diffuse,
+        tint=tint,
+        haze=haze,
+        visibility=visibility * float(rng.uniform(0.7, 1.3)),
+        headlights=weather == "night",
+        noise=noise * float(rng.uniform(0.6, 1.4)),
+        sky=_make_sky(rng, weather, haze),
+        ground_colors=_ground_colors(rng, lit, shaded, weather, wear),
+    )
 
 
 def _ground_colors(
@@ -83,8 +92,8 @@ def _ground_colors(
     asphalt = rng.uniform(72, 112) * np.array([1.0, 1.0, 1.02]) * (0.8 if weather == "rain" else 1.0)
     base = np.zeros((NUM_MATERIALS, 3))
     base[GRASS] = [(98, 122, 62), (120, 124, 74), (134, 116, 84), (86, 110, 60)][int(rng.integers(4))]
-    base[WALKWAY] = rng.uniform(128, 165) * np.array([1.02, 1.0, 0.96])
-    base[KERB] = rng.uniform(188, 214) * np.array([1.0, 1.0, 0.97])
+    base[WALKWAY] = rng.uniform(115, 150) * np.array([1.02, 1.0, 0.96])
+    base[KERB] = rng.uniform(196, 222) * np.array([1.0, 1.0, 0.97])
     base[ASPHALT] = asphalt
     base[REPAIR] = asphalt * rng.uniform(0.72, 0.88)
     base[WHITE] = base[CROSSING] = rng.uniform(212, 240)

@@ -29,13 +29,15 @@ class Solid:
 class View:
     """One camera at one moment, and the image being drawn.
 
-    camera2global [4, 4], intrinsic [3, 3]; image [H, W, 3] float32 RGB; depth [H, W] float32, metres along the
-    optical axis of what is drawn so far.
+    camera2global and back [4, 4]; intrinsic [3, 3]; rays [3, 3]: (u, v, 1) to the global direction of the ray
+    that advances one metre of depth; image [H, W, 3] float32 RGB; depth [H, W] float32, metres along the optical
+    axis of what is drawn so far.
     """
 
     camera2global: np.ndarray
     global2camera: np.ndarray
     intrinsic: np.ndarray
+    rays: np.ndarray
     image: np.ndarray
     depth: np.ndarray
 
@@ -43,10 +45,6 @@ class View:
     def position(self) -> np.ndarray:
         """The camera's place [3] in the global frame."""
         return self.camera2global[:3, 3]
-
-    def ray_matrix(self) -> np.ndarray:
-        """[3, 3]: (u, v, 1) to the global direction of the ray that advances one metre of depth."""
-        return self.camera2global[:3, :3] @ np.linalg.inv(self.intrinsic)
 
 
 def draw_solid(view: View, solid: Solid, appearance: Appearance) -> None:
@@ -78,15 +76,15 @@ def _draw_face(view: View, solid: Solid, face: tuple, appearance: Appearance) ->
         return
     left, top, mask = region
     rows, columns = mask.shape
+    window = (slice(top, top + rows), slice(left, left + columns))
     # depth t at a pixel: normal . (corner - position) / normal . ray, and rays are linear in (u, v)
     offset = corner - view.position
-    rays = view.ray_matrix()
+    rays = view.rays
     u = np.arange(left, left + columns, dtype=np.float32)[None]
     v = np.arange(top, top + rows, dtype=np.float32)[:, None]
     plane = (normal @ rays).astype(np.float32)
     facing = plane[0] * u + plane[1] * v + plane[2]
     depth = np.float32(normal @ offset) / np.where(np.abs(facing) < 1e-7, np.float32(1e-7), facing)
-    window = (slice(top, top + rows), slice(left, left + columns))
     visible = (depth > NEAR_PLANE) & (depth < view.depth[window]) & (mask > 0)
     if not visible.any():
         return
@@ -165,7 +163,7 @@ def apply_air(color: np.ndarray, depth: np.ndarray, appearance: Appearance) -> n
 
 
 def _coverage(view: View, corners: np.ndarray) -> tuple[int, int, np.ndarray] | None:
-    """(left, top, coverage [h, w] uint8) of a planar polygon [N, 3], clipped at the near plane; None if unseen."""
+    """(left, top, coverage [h, w] uint8) of a planar polygon [N, 3], clipped at the near plane; None if hidden."""
     points = corners @ view.global2camera[:3, :3].T + view.global2camera[:3, 3]
     points = clip_near(points)
     if len(points) < 3:
@@ -173,14 +171,14 @@ def _coverage(view: View, corners: np.ndarray) -> tuple[int, int, np.ndarray] | 
     pixels = points @ view.intrinsic.T
     pixels = np.clip(pixels[:, :2] / pixels[:, 2:], -30000, 30000)
     height, width = view.depth.shape
-    left, top = np.maximum(np.floor(pixels.min(axis=0)).astype(int) - 1, 0)
-    right, bottom = np.minimum(np.ceil(pixels.max(axis=0)).astype(int) + 2, (width, height))
-    if right - left < 1 or bottom - top < 1:
+    left, top = (max(int(low) - 1, 0) for low in pixels.min(axis=0))
+    right, bottom = (min(int(high) + 2, side) for high, side in zip(pixels.max(axis=0), (width, height), strict=True))
+    if right <= left or bottom <= top or view.depth[top:bottom, left:right].max() <= points[:, 2].min():
         return None
     mask = np.zeros((bottom - top, right - left), np.uint8)
     fixed = np.round((pixels - (left, top)) * (1 << FRACTION_BITS)).astype(np.int32)
     cv2.fillConvexPoly(mask, fixed, 255, lineType=cv2.LINE_AA, shift=FRACTION_BITS)
-    return int(left), int(top), mask
+    return left, top, mask
 
 
 def clip_near(points: np.ndarray) -> np.ndarray:

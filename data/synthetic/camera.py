@@ -31,13 +31,15 @@ def render_view(
         camera2global,
         invert_rigid(camera2global),
         intrinsic,
+        camera2global[:3, :3] @ np.linalg.inv(intrinsic),
         np.zeros((height, width, 3), np.float32),
         np.full((height, width), FAR, np.float32),
     )
     _draw_sky(view, appearance)
     _draw_ground(view, levels, appearance)
     _draw_car_shadows(view, solids)
-    for solid in solids:
+    # the nearest first, so that what they hide is found hidden early
+    for solid in sorted(solids, key=lambda s: np.hypot(s.x - view.position[0], s.y - view.position[1])):
         if _is_in_sight(view, solid.x, solid.y, max(solid.size)):
             draw_solid(view, solid, appearance)
     for tree in trees:
@@ -52,7 +54,7 @@ def render_view(
 def _draw_sky(view: View, appearance: Appearance) -> None:
     height, width = view.depth.shape
     rows, columns = appearance.sky.shape[:2]
-    rays = view.ray_matrix()
+    rays = view.rays
     step = 4  # the sky is smooth: look it up on a coarse grid of pixels
     u = np.arange(0, width + 2 * step, step, dtype=np.float64)[None]
     v = np.arange(0, height + 2 * step, step, dtype=np.float64)[:, None]
@@ -68,13 +70,15 @@ def _draw_sky(view: View, appearance: Appearance) -> None:
         fine = cv2.resize(grid.astype(np.float32), None, fx=step, fy=step, interpolation=cv2.INTER_LINEAR)
         maps.append(fine[step // 2 : step // 2 + height, step // 2 : step // 2 + width])
     wrapped = cv2.copyMakeBorder(appearance.sky, 0, 0, columns, columns, cv2.BORDER_WRAP)
-    sky = cv2.remap(wrapped, maps[0] + columns, np.clip(maps[1], 0, rows - 1), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    sky = cv2.remap(
+        wrapped, maps[0] + columns, np.clip(maps[1], 0, rows - 1), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
     view.image[:] = sky
 
 
 def _draw_ground(view: View, levels: tuple[list[GroundLevel], list[GroundLevel]], appearance: Appearance) -> None:
     height, width = view.depth.shape
-    rays = view.ray_matrix()
+    rays = view.rays
     u = np.arange(width, dtype=np.float32)[None]
     v = np.arange(height, dtype=np.float32)[:, None]
     down = -(rays[2, 0].astype(np.float32) * u + np.float32(rays[2, 1]) * v + np.float32(rays[2, 2]))
@@ -98,9 +102,8 @@ def _draw_ground(view: View, levels: tuple[list[GroundLevel], list[GroundLevel]]
     _sample_levels(ground, to_global, top, footprint, levels)
     color = cv2.resize(ground, (width, height - top), interpolation=cv2.INTER_AREA).astype(np.float32)
     shown = apply_air(color, depth[top:], appearance)
-    part = is_ground[top:]
-    view.image[top:][part] = shown[part]
-    view.depth[top:][part] = depth[top:][part]
+    np.copyto(view.image[top:], shown, where=is_ground[top:, :, None])
+    np.copyto(view.depth[top:], depth[top:], where=is_ground[top:])
 
 
 def _sample_levels(
@@ -173,13 +176,11 @@ def _is_in_sight(view: View, x: float, y: float, size: float) -> bool:
 def finish_image(
     view: View, appearance: Appearance, noise: np.ndarray, offset: tuple[int, int], gain: float
 ) -> np.ndarray:
-    """uint8 image [H, W, 3] BGR: vignette, gain and sensor noise (a tile float32 [N, N, 3], read at an offset)."""
+    """uint8 image [H, W, 3] BGR: vignette, gain and sensor noise (a larger field [N, M, 3], cut at an offset)."""
     height, width = view.depth.shape
     u = (np.arange(width, dtype=np.float32)[None] / width - 0.5) ** 2
     v = (np.arange(height, dtype=np.float32)[:, None] / height - 0.5) ** 2
     shade = gain * (1.0 - 0.35 * (u + v))
     image = view.image * shade[..., None]
-    rows = (np.arange(height) + offset[0]) % noise.shape[0]
-    columns = (np.arange(width) + offset[1]) % noise.shape[1]
-    image += appearance.noise * noise[rows[:, None], columns[None]]
-    return np.clip(np.round(image), 0, 255).astype(np.uint8)[..., ::-1]
+    image += appearance.noise * noise[offset[0] : offset[0] + height, offset[1] : offset[1] + width]
+    return cv2.cvtColor(cv2.convertScaleAbs(np.maximum(image, 0.0)), cv2.COLOR_RGB2BGR)

@@ -120,7 +120,7 @@ def make_grain(rng: np.random.Generator) -> np.ndarray:
 
 
 def color_ground(canvas: GroundCanvas, grain: np.ndarray, colors: np.ndarray) -> GroundLevel:
-    """Colour an index image; colors [2 * NUM_MATERIALS * GRAINS, 3] uint8, index (material + shadow) * GRAINS + grain."""
+    """Colour an index image; colors [256, 3] uint8 by (material + shadow) * GRAINS + grain."""
     height, width = canvas.index.shape
     repeats = (-(-height // grain.shape[0]), -(-width // grain.shape[1]))
     index = canvas.index * np.uint8(GRAINS)

@@ -74,20 +74,23 @@ def _heading(lane: Lane, at_end: bool) -> np.ndarray:
 
 
 def make_connectors(lanes: list[Lane], junction: int, hand: int) -> list[Connector]:
-    """Ways from every lane that enters a junction: straight on from any, turns from the lane on their side."""
-    connectors = []
+    """Ways from every lane that enters a junction: straight on from any, turns from the lane on their side.
+
+    A lane that would be without a way in or out gets the straightest one.
+    """
     entering = [i for i, lane in enumerate(lanes) if lane.junction_to == junction]
-    for i in entering:
-        lane = lanes[i]
-        outermost = max(lanes[k].rank for k in entering if _same_arm(lanes[k], lane))
-        options = [k for k in range(len(lanes)) if lanes[k].junction_from == junction]
-        options = [k for k in options if lanes[k].road != lane.road]
-        ways = [(k, _turn(lane, lanes[k])) for k in options]
-        chosen = [k for k, turn in ways if _may_take(lane, lanes[k], turn * hand, outermost)]
-        if not chosen:
-            chosen = [k for k, _ in ways if lanes[k].rank == 0]
-        connectors += [_connector(lanes, i, k) for k in chosen]
-    return connectors
+    leaving = [k for k, lane in enumerate(lanes) if lane.junction_from == junction]
+    turns = {(i, k): _turn(lanes[i], lanes[k]) for i in entering for k in leaving if lanes[i].road != lanes[k].road}
+    ways = []
+    for i, k in turns:
+        outermost = max(lanes[other].rank for other in entering if _same_arm(lanes[other], lanes[i]))
+        if _may_take(lanes[i], lanes[k], turns[i, k] * hand, outermost):
+            ways.append((i, k))
+    for side, group in ((0, entering), (1, leaving)):
+        for lane in group:
+            if all(way[side] != lane for way in ways):
+                ways.append(min((way for way in turns if way[side] == lane), key=lambda way: abs(turns[way])))
+    return [_connector(lanes, i, k) for i, k in ways]
 
 
 def _same_arm(a: Lane, b: Lane) -> bool:

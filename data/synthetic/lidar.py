@@ -6,7 +6,7 @@ from data.geometry import invert_rigid
 from data.synthetic.boxes import Solid
 
 BEAM_ANGLES = np.deg2rad(np.linspace(-30.67, 10.67, 32))
-NUM_AZIMUTHS = 240
+NUM_AZIMUTHS = 180
 MAX_RANGE = 70.0  # metres
 RANGE_NOISE = 0.02  # metres
 
@@ -35,14 +35,15 @@ def make_sweep(
     hit_owner = np.full(len(rays), -1)
     possible = np.zeros((num_owners, len(rays)), bool)
     for solid, owner in zip(solids, owners, strict=True):
-        if np.hypot(solid.x - origin[0], solid.y - origin[1]) - max(solid.size) > MAX_RANGE:
+        near = _rays_towards(rays, origin, solid)
+        if len(near) == 0:
             continue
-        distance = _ray_box(rays, origin, solid)
+        distance = _ray_box(rays[near], origin, solid)
         if owner >= 0:
-            possible[owner] |= distance < MAX_RANGE
-        nearer = distance < reach
-        reach = np.where(nearer, distance, reach)
-        hit_owner[nearer] = owner
+            possible[owner, near] |= distance < MAX_RANGE
+        first = near[distance < reach[near]]
+        reach[first] = distance[distance < reach[near]]
+        hit_owner[first] = owner
     seen = (reach < MAX_RANGE) & (reach > 1.0)
     noisy = reach[seen] + rng.normal(0.0, RANGE_NOISE, seen.sum())
     intensity = rng.integers(2, 60, seen.sum())
@@ -50,6 +51,18 @@ def make_sweep(
     points = np.concatenate([local[seen] * noisy[:, None], intensity[:, None], ring[:, None]], axis=1)
     hits = np.bincount(hit_owner[seen & (hit_owner >= 0)], minlength=num_owners)
     return points.astype(np.float32), hits, possible.sum(axis=1)
+
+
+def _rays_towards(rays: np.ndarray, origin: np.ndarray, solid: Solid) -> np.ndarray:
+    """Indices of the rays [N, 3] that point at the ball around a box within range."""
+    size = np.asarray(solid.size)
+    to_box = np.array([solid.x, solid.y, solid.z + size[2] / 2]) - origin
+    distance, radius = np.linalg.norm(to_box), np.linalg.norm(size) / 2
+    if distance - radius > MAX_RANGE:
+        return np.zeros(0, int)
+    if distance <= radius:
+        return np.arange(len(rays))
+    return np.flatnonzero(rays @ to_box > distance * np.cos(np.arcsin(radius / distance)))
 
 
 def _ray_box(rays: np.ndarray, origin: np.ndarray, solid: Solid) -> np.ndarray:

@@ -74,9 +74,7 @@ class MapWriter:
         """Tokens of the polygons of a shapely geometry."""
         parts = [part for part in getattr(geometry, "geoms", [geometry]) if not part.is_empty]
         return [
-            self.polygon(
-                rounded(part.exterior.coords)[:-1], [rounded(ring.coords)[:-1] for ring in part.interiors]
-            )
+            self.polygon(rounded(part.exterior.coords)[:-1], [rounded(ring.coords)[:-1] for ring in part.interiors])
             for part in parts
         ]
 

@@ -19,7 +19,7 @@ TOWN_LOCATIONS = (LOCATIONS[0], LOCATIONS[1], LOCATIONS[0], LOCATIONS[2], LOCATI
 SCENES_PER_TOWN = 8
 FEW_TOWNS = 8  # up to here every scene gets a town of its own
 SCENES_PER_LOG = 4
-CITY_MARGIN = 100.0  # metres of free land around the towns of a city
+CITY_MARGIN = 40.0  # metres of free land around the towns of a city
 SAMPLE_INTERVAL = 500_000  # microseconds between key frames (2 Hz)
 LEAD = 0.3  # seconds of motion before the first key frame
 FIRST_LOG_TIME = 1_530_500_000  # seconds since 1970
@@ -103,7 +103,9 @@ def plan_world(settings: WorldSettings) -> WorldPlan:
         for index, name in enumerate(names):
             if index % SCENES_PER_LOG == 0:
                 logs.append(_plan_log(settings, len(logs), key, location))
-            start_time = (FIRST_LOG_TIME + (len(logs) - 1) * LOG_SPACING + index % SCENES_PER_LOG * SCENE_SPACING) * 1_000_000
+            start_time = (
+                FIRST_LOG_TIME + (len(logs) - 1) * LOG_SPACING + index % SCENES_PER_LOG * SCENE_SPACING
+            ) * 1_000_000
             scenes.append(_plan_scene(settings, name, split, town, logs[-1], starts[index], start_time))
     order = {name: i for i, name in enumerate((*settings.train_scenes, *settings.val_scenes))}
     scenes.sort(key=lambda scene: order[scene.name])
@@ -116,11 +118,11 @@ def _place_towns(towns: list[tuple[str, str]]) -> tuple[dict, dict]:
     for location in LOCATIONS:
         keys = [key for key, where in towns if where == location]
         columns = max(1, int(np.ceil(np.sqrt(len(keys)))))
-        rows = max(1, -(-len(keys) // columns))
+        rows = -(-len(keys) // columns)
         for index, key in enumerate(keys):
             cell = np.array([index % columns, index // columns])
             centers[key] = tuple((CITY_MARGIN + (cell + 0.5) * TOWN_SIZE).tolist())
-        canvas_edges[location] = tuple(2 * CITY_MARGIN + TOWN_SIZE * n for n in (columns, rows))
+        canvas_edges[location] = tuple(2 * CITY_MARGIN + TOWN_SIZE * n for n in ((columns, rows) if keys else (0, 0)))
     return centers, canvas_edges
 
 

@@ -5,10 +5,18 @@ import shapely
 from shapely.geometry import Polygon
 from shapely.geometry.base import BaseGeometry
 
-from data.synthetic.elements import Box, Tree, TownStyle, oriented_rectangle
+from data.synthetic.elements import Box, TownStyle, Tree, oriented_rectangle
 from data.synthetic.road import Road
 
-WALLS = [(168, 120, 96), (196, 186, 170), (150, 150, 155), (205, 195, 150), (120, 100, 92), (178, 188, 196), (225, 222, 214)]
+WALLS = [
+    (168, 120, 96),
+    (196, 186, 170),
+    (150, 150, 155),
+    (205, 195, 150),
+    (120, 100, 92),
+    (178, 188, 196),
+    (225, 222, 214),
+]
 LEAVES = [(62, 96, 44), (80, 112, 52), (50, 82, 50), (98, 110, 50)]
 CLEAR_AT_JUNCTION = 3.0  # metres along the road left free of hedges at its ends
 

@@ -258,13 +258,13 @@ def _add_crossings(road: Road, style: TownStyle, bands: list, parts: RoadParts) 
     num_stripes = int((2 * reach + STRIPE) / (2 * STRIPE))
     first = -(2 * num_stripes - 1) * STRIPE / 2
     for low, high in bands:
-        stripes = [
-            _quad(road, low, high, d, d + STRIPE) for d in first + 2 * STRIPE * np.arange(num_stripes)
-        ]
+        stripes = [_quad(road, low, high, d, d + STRIPE) for d in first + 2 * STRIPE * np.arange(num_stripes)]
         if style.crossing_style == "ladder":
             stripes += [_quad(road, s, s + 0.25, first, -first) for s in (low, high - 0.25)]
         across = np.linspace(first, -first, 5)
-        outline = np.concatenate([road.curve.at(np.full(5, low), across), road.curve.at(np.full(5, high), across[::-1])])
+        outline = np.concatenate(
+            [road.curve.at(np.full(5, low), across), road.curve.at(np.full(5, high), across[::-1])]
+        )
         parts.crossings.append(Crossing(rounded(outline), [], road.index, stripes))
 
 

@@ -21,8 +21,9 @@ from data.synthetic.traffic import Agent
 JPEG_QUALITY = 92
 NEAR_GROUND = 45.0  # metres around the trajectory that are drawn at the finest resolution
 COARSE_RESOLUTION = 0.2  # metres per pixel of the whole town
-IN_SIGHT = 160.0  # metres within which boxes are drawn
-NOISE_TILE = 512  # pixels
+IN_SIGHT = {"building": 150.0, "hedge": 50.0, "pole": 60.0}  # metres within which they are drawn
+TREES_IN_SIGHT = 90.0
+NOISE_MARGIN = 128  # pixels by which the noise field is larger than an image
 
 
 def draw_scene(scene: ScenePlan, town: Town, image_size: tuple[int, int], seed: int, root: Path) -> list[np.ndarray]:
@@ -30,17 +31,17 @@ def draw_scene(scene: ScenePlan, town: Town, image_size: tuple[int, int], seed: 
     rng = make_rng(seed, "look", scene.name)
     appearance = make_appearance(rng, town.style.wear)
     levels = _ground_levels(rng, scene, town, appearance, image_size)
-    noise = rng.standard_normal((NOISE_TILE, NOISE_TILE, 3), dtype=np.float32)
+    noise = rng.standard_normal((image_size[1] + NOISE_MARGIN, image_size[0] + NOISE_MARGIN, 3), dtype=np.float32)
     gains = {channel: float(rng.normal(1.0, 0.03)) for channel in CAMERA_MOUNTS}
     counts = []
     for index in range(len(scene.sensor_times)):
         for channel in CAMERA_MOUNTS:
             pose, time = _sensor_pose(scene, index, channel)
             solids, _ = _solids_around(town, scene.agents, time, pose[:2, 3])
-            trees = [t for t in town.trees if np.hypot(t.x - pose[0, 3], t.y - pose[1, 3]) < IN_SIGHT]
+            trees = [t for t in town.trees if np.hypot(t.x - pose[0, 3], t.y - pose[1, 3]) < TREES_IN_SIGHT]
             intrinsic = scene.log.rig[channel].intrinsic
             view = render_view(pose, intrinsic, image_size, levels, solids, trees, appearance)
-            offset = tuple(rng.integers(0, NOISE_TILE, 2).tolist())
+            offset = tuple(rng.integers(0, NOISE_MARGIN, 2).tolist())
             image = finish_image(view, appearance, noise, offset, gains[channel])
             _write_jpeg(root / scene.filename(index, channel), image)
         pose, time = _sensor_pose(scene, index, LIDAR)
@@ -80,14 +81,12 @@ def _ground_levels(
     return levels[0], levels[1]
 
 
-def _solids_around(
-    town: Town, agents: list[Agent], time: float, xy: np.ndarray
-) -> tuple[list[Solid], list[int]]:
+def _solids_around(town: Town, agents: list[Agent], time: float, xy: np.ndarray) -> tuple[list[Solid], list[int]]:
     """Boxes near a point and, for each, the agent it belongs to (-1: none)."""
     solids = [
         Solid(box.kind, box.x, box.y, 0.0, box.yaw, box.size, box.color, box.look)
         for box in town.boxes
-        if np.hypot(box.x - xy[0], box.y - xy[1]) < IN_SIGHT
+        if np.hypot(box.x - xy[0], box.y - xy[1]) < IN_SIGHT[box.kind]
     ]
     owners = [-1] * len(solids)
     for index, agent in enumerate(agents):

@@ -15,7 +15,8 @@ from data.synthetic.seeding import make_rng
 TOWN_SIZE = 560.0  # metres: a town lies within a square of this size
 STRAIGHT_ENDS = 27.0  # metres of road before a junction that stay straight
 MIN_ROAD = 24.0  # metres of road that must be left between two junctions
-MAX_ATTEMPTS = 60
+MAX_OVERLAP = 0.5  # square metres: road segments abut, they do not lie on one another
+MAX_ATTEMPTS = 200
 
 
 def build_town(seed: int, key: str, location: str, center: tuple[float, float]) -> Town:
@@ -25,8 +26,9 @@ def build_town(seed: int, key: str, location: str, center: tuple[float, float]) 
         style = _make_style(rng, 1 if location.startswith("boston") else -1)
         network = make_network(rng, np.asarray(center, np.float64))
         roads = _cut_roads(rng, network, style)
-        if roads is not None:
-            return _assemble(rng, key, location, style, roads, len(network.junctions))
+        town = roads and _assemble(rng, key, location, style, roads, len(network.junctions))
+        if town:
+            return town
     raise RuntimeError(f"town {key}: no valid streets in {MAX_ATTEMPTS} attempts")
 
 
@@ -75,7 +77,8 @@ def _cut_roads(rng: np.random.Generator, network: Network, style: TownStyle) -> 
 
 def _assemble(
     rng: np.random.Generator, key: str, location: str, style: TownStyle, roads: list[Road], num_junctions: int
-) -> Town:
+) -> Town | None:
+    """The town on these roads; None if its polygons cross themselves or each other."""
     parts = RoadParts()
     for road in roads:
         added = furnish_road(rng, road, style)
@@ -89,7 +92,13 @@ def _assemble(
         connectors += make_connectors(parts.lanes, junction, style.hand)
     for lane in parts.lanes:
         _find_dividers(lane, parts.lines, style.hand)
-    drivable = shapely.union_all([Polygon(s.exterior, s.holes) for s in parts.segments])
+    polygons = [Polygon(surface.exterior, surface.holes) for surface in (*parts.segments, *parts.lanes)]
+    if not shapely.is_valid(polygons).all():
+        return None
+    polygons = polygons[: len(parts.segments)]
+    drivable = shapely.union_all(polygons)
+    if drivable.geom_type != "Polygon" or shapely.area(polygons).sum() - drivable.area > MAX_OVERLAP:
+        return None
     paved = drivable.union(shapely.union_all([road.full_outline() for road in roads]))  # medians filled
     walkway = paved.buffer(style.walkway_width, quad_segs=3).difference(paved) if style.walkway_width else Polygon()
     boxes, trees = place_props(rng, style, roads, paved)

@@ -50,7 +50,9 @@ def check_target(out: Path, overwrite: bool) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not out.is_dir() or not (out / MARKER).is_file():
-        raise UserError(f"{out}: holds something else than a synthetic world, an empty folder is expected; name another --out")
+        raise UserError(
+            f"{out}: holds something else than a synthetic world, an empty folder is expected; name another --out"
+        )
     if not overwrite:
         raise UserError(f"{out}: holds a synthetic world, an empty folder is expected; add --overwrite to replace it")
 
@@ -108,7 +110,7 @@ def _write_maps(root: Path, plan: WorldPlan) -> None:
             canvas.fill_geometry(town.drivable.union(town.walkway), 255)
         _write_json(root / "maps" / "expansion" / f"{location}.json", writer.as_json())
         rows, columns = (int(round(side / BASEMAP_RESOLUTION)) for side in edge[::-1])
-        image = np.ascontiguousarray(canvas.index[:rows, :columns][::-1])  # row 0 of the image is the north edge
+        image = cv2.flip(canvas.index[:rows, :columns], 0)  # row 0 of the image is the north edge
         cv2.imwrite(str(root / "maps" / f"{BASEMAP_HASHES[location]}.png"), image, [cv2.IMWRITE_PNG_COMPRESSION, 1])
         preview = cv2.resize(image, (columns // PREVIEW_SHARE, rows // PREVIEW_SHARE), interpolation=cv2.INTER_AREA)
         cv2.imwrite(str(root / "maps" / "basemap" / f"{location}.png"), preview)
