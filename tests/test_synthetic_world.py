@@ -281,9 +281,12 @@ def _vote(image, projection, center, line, kind, shift) -> bool | None:
             brightness[name, offset] = cv2.remap(image, pixels[None], None, cv2.INTER_LINEAR)[0]
     if near.sum() < 24:
         return None
-    # the brighter parts of the stretch: a broken line is painted on a quarter of its length or more
-    on = np.percentile(np.mean([brightness["on", offset][near] for offset in offsets["on"]], axis=0), 80)
-    beside = max(np.median(brightness["beside", offset][near]) for offset in offsets["beside"])
+    if kind == "ped_crossing":  # half of it is painted
+        on_level, beside_level = np.mean, np.mean
+    else:  # a broken line is painted on a quarter of its length or more
+        on_level, beside_level = (lambda values: np.percentile(values, 80)), np.median
+    on = on_level(np.mean([brightness["on", offset][near] for offset in offsets["on"]], axis=0))
+    beside = max(beside_level(brightness["beside", offset][near]) for offset in offsets["beside"])
     return bool(on > 1.08 * beside)
 
 
