@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Sampler
 from data.dataset import MapDetectionDataset, collate
 from data.gt_cache import GTCache, default_cache_path, range_name
 from data.transforms import AugmentConfig
-from evaluation.chamfer_ap import evaluate, format_table
+from evaluation.chamfer_ap import evaluate, format_table, thresholds_for
 from evaluation.inference import ground_truth_of, move_batch, predict
 from models.config import PRESETS, ModelConfig
 from models.criterion import MapCriterion
@@ -226,7 +226,8 @@ class Trainer:
         predictions, measured = predict(
             self.model, self.val_loader, self.device, self.dtype, self.config.pc_range
         )
-        result = evaluate(predictions, ground_truth_of(self.val_loader.dataset.cache))
+        ground_truth = ground_truth_of(self.val_loader.dataset.cache)
+        result = evaluate(predictions, ground_truth, thresholds=thresholds_for(self.config.pc_range))
         self.log.line(format_table(result))
         self.log.line(f"epoch {self.epoch} validation: mAP {result['mAP']:.3f}, {measured['seconds']:.0f} s, spread "
                       f"across scenes: scene tokens {measured['scene_std']:.3f}, map queries "

@@ -24,7 +24,8 @@ from evaluation.vectors import Vectors, no_vectors
 from utils.errors import UserError
 from utils.frame import CLASSES
 
-THRESHOLDS = (0.5, 1.0, 1.5)  # metres, for the 60 x 30 m range; published for 100 x 50 m: 1.0, 1.5, 2.0
+THRESHOLDS = (0.5, 1.0, 1.5)  # metres, for the 60 x 30 m range
+WIDE_THRESHOLDS = (1.0, 1.5, 2.0)  # metres, for the 100 x 50 m range (StreamMapNet)
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,11 @@ class SampleMatches:
     true_positive: np.ndarray  # [N, T] bool
     chamfer: np.ndarray  # [N] metres to the nearest ground truth, infinity beyond the largest threshold
     num_gt: np.ndarray  # [C] int
+
+
+def thresholds_for(pc_range: Sequence[float]) -> tuple[float, ...]:
+    """The published thresholds in metres for a range: the wider one counts from 40 m ahead on."""
+    return WIDE_THRESHOLDS if pc_range[4] >= 40.0 else THRESHOLDS
 
 
 def match_sample(

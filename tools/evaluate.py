@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader  # noqa: E402
 
 from data.dataset import MapDetectionDataset, collate  # noqa: E402
 from data.gt_cache import GTCache  # noqa: E402
-from evaluation.chamfer_ap import PROTOCOLS, evaluate, format_table  # noqa: E402
+from evaluation.chamfer_ap import PROTOCOLS, THRESHOLDS, evaluate, format_table, thresholds_for  # noqa: E402
 from evaluation.formats import read_ground_truth, read_predictions, write_maptr_predictions  # noqa: E402
 from evaluation.inference import ground_truth_of, load_detector, predict  # noqa: E402
 from evaluation.vectors import Vectors  # noqa: E402
@@ -47,8 +47,10 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def predict_checkpoint(args: argparse.Namespace) -> tuple[dict[str, Vectors], dict[str, Vectors]]:
-    """Predictions of the checkpoint and ground truth of the cache, by sample token."""
+def predict_checkpoint(
+    args: argparse.Namespace,
+) -> tuple[dict[str, Vectors], dict[str, Vectors], tuple[float, ...]]:
+    """Predictions of the checkpoint and ground truth of the cache by sample token, and the range's thresholds."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, config = load_detector(args.checkpoint, device)
     cache = GTCache.open(args.gt_cache)
@@ -56,19 +58,20 @@ def predict_checkpoint(args: argparse.Namespace) -> tuple[dict[str, Vectors], di
     dataset = MapDetectionDataset(cache, args.dataroot, config.image_size, config.crop_top, config.num_points)
     loader = DataLoader(dataset, args.batch_size, num_workers=args.num_workers, collate_fn=collate)
     predictions, _ = predict(model, loader, device, None, config.pc_range)
-    return predictions, ground_truth_of(cache)
+    return predictions, ground_truth_of(cache), thresholds_for(config.pc_range)
 
 
 def main() -> None:
     args = parse_args()
     if args.checkpoint:
-        predictions, ground_truth = predict_checkpoint(args)
+        predictions, ground_truth, thresholds = predict_checkpoint(args)
     else:
         predictions, ground_truth = read_predictions(args.predictions), read_ground_truth(args.ground_truth)
+        thresholds = THRESHOLDS
     missing = len(ground_truth.keys() - predictions.keys())
     if missing:
         print(f"warning: {missing} of {len(ground_truth)} samples have no entry in the predictions and count as empty")
-    result = evaluate(predictions, ground_truth, args.protocol)
+    result = evaluate(predictions, ground_truth, args.protocol, thresholds)
     print(format_table(result))
     if args.save_predictions:
         write_maptr_predictions(args.save_predictions, predictions, {"use_camera": True})
