@@ -130,8 +130,9 @@ def draw_crown(view: View, center: np.ndarray, radius: float, color: np.ndarray,
     u, v = (view.intrinsic @ np.array([x, y, depth]))[:2] / depth
     size = view.intrinsic[0, 0] * radius / depth
     height, width = view.depth.shape
-    left, right = max(0, int(u - size - 1)), min(width, int(u + size + 2))
-    top, bottom = max(0, int(v - size - 1)), min(height, int(v + size + 2))
+    reach = 1.2 * size  # the rim is wavy
+    left, right = max(0, int(u - reach)), min(width, int(u + reach) + 1)
+    top, bottom = max(0, int(v - reach)), min(height, int(v + reach) + 1)
     if right <= left or bottom <= top or size < 0.7:
         return
     du = (np.arange(left, right, dtype=np.float32)[None] - u) / size
@@ -183,6 +184,8 @@ def _coverage(view: View, corners: np.ndarray) -> tuple[int, int, np.ndarray] | 
 
 def clip_near(points: np.ndarray) -> np.ndarray:
     """The part of a polygon [N, 3] (camera frame) before the near plane."""
+    if points[:, 2].min() > NEAR_PLANE:
+        return points
     kept = []
     for i in range(len(points)):
         a, b = points[i - 1], points[i]

@@ -1,5 +1,7 @@
 """One camera image: sky, ground by ray casting onto z = 0, boxes, noise."""
 
+import math
+
 import cv2
 import numpy as np
 
@@ -39,11 +41,11 @@ def render_view(
     _draw_ground(view, levels, appearance)
     _draw_car_shadows(view, solids)
     # the nearest first, so that what they hide is found hidden early
-    for solid in sorted(solids, key=lambda s: np.hypot(s.x - view.position[0], s.y - view.position[1])):
-        if _is_in_sight(view, solid.x, solid.y, max(solid.size)):
+    for solid in sorted(solids, key=lambda s: math.hypot(s.x - view.position[0], s.y - view.position[1])):
+        if _is_in_sight(view, solid.x, solid.y, _radius(solid), solid.size[2]):
             draw_solid(view, solid, appearance)
     for tree in trees:
-        if _is_in_sight(view, tree.x, tree.y, 2 * tree.height):
+        if _is_in_sight(view, tree.x, tree.y, tree.radius, tree.height):
             trunk = Solid("pole", tree.x, tree.y, 0.0, 0.0, (0.3, 0.3, tree.height), (84, 70, 56))
             draw_solid(view, trunk, appearance)
             center = np.array([tree.x, tree.y, tree.height])
@@ -126,27 +128,43 @@ def _sample_levels(
         while last + 1 < len(wanted) and wanted[last + 1] == wanted[first]:
             last += 1
         level = int(wanted[first])
-        used = [coarse[min(max(level - finest_coarse, 0), len(coarse) - 1)]]
-        if level < len(fine):
-            used.append(fine[level])
         band = ground[first * ROW_SAMPLES : (last + 1) * ROW_SAMPLES]
         # row i of the band lies at v = top + first - 0.5 + (i + 0.5) / ROW_SAMPLES
         start = top + first - 0.5 + 0.5 / ROW_SAMPLES
-        to_pixel = np.array([[1.0, 0, 0], [0, 1.0 / ROW_SAMPLES, start], [0, 0, 1]])
-        for source in used:
-            homography = source.pixel_from_global() @ to_global @ to_pixel
-            cv2.warpPerspective(
-                source.image, homography, (band.shape[1], band.shape[0]), dst=band,
-                flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_TRANSPARENT,
-            )  # fmt: skip
+        band_to_global = to_global @ np.array([[1.0, 0, 0], [0, 1.0 / ROW_SAMPLES, start], [0, 0, 1]])
+        if level >= len(fine) or not _covers(fine[level], band_to_global, band.shape):
+            _warp(coarse[min(max(level - finest_coarse, 0), len(coarse) - 1)], band_to_global, band)
+        if level < len(fine):
+            _warp(fine[level], band_to_global, band)
         first = last + 1
+
+
+def _covers(level: GroundLevel, band_to_global: np.ndarray, shape: tuple[int, ...]) -> bool:
+    """Whether a level holds all ground that a band [rows, columns, 3] shows: its corners tell."""
+    corners = np.array([[0, 0, 1], [shape[1] - 1, 0, 1], [0, shape[0] - 1, 1], [shape[1] - 1, shape[0] - 1, 1]])
+    x, y, w = level.pixel_from_global() @ band_to_global @ corners.T
+    rows, columns = level.image.shape[:2]
+    within = (w > 0) & (x >= 0) & (y >= 0) & (x <= (columns - 1) * w) & (y <= (rows - 1) * w)
+    return bool(within.all())
+
+
+def _warp(level: GroundLevel, band_to_global: np.ndarray, band: np.ndarray) -> None:
+    """Look a level up at each pixel of a band; pixels outside the level keep their colour."""
+    cv2.warpPerspective(
+        level.image,
+        level.pixel_from_global() @ band_to_global,
+        (band.shape[1], band.shape[0]),
+        dst=band,
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_TRANSPARENT,
+    )
 
 
 def _draw_car_shadows(view: View, solids: list[Solid]) -> None:
     """Darken the ground under cars."""
     height, width = view.depth.shape
     for solid in solids:
-        if solid.kind != "body" or not _is_in_sight(view, solid.x, solid.y, max(solid.size)):
+        if solid.kind != "body" or not _is_in_sight(view, solid.x, solid.y, _radius(solid), 0.0):
             continue
         base = oriented_rectangle(solid.x, solid.y, solid.yaw, solid.size[0] + 0.3, solid.size[1] + 0.3)
         points = np.concatenate([base, np.zeros((4, 1))], axis=1)
@@ -161,16 +179,19 @@ def _draw_car_shadows(view: View, solids: list[Solid]) -> None:
         view.image[touched] *= 1.0 - (1.0 - SHADOW_UNDER_CAR) * (mask[touched].astype(np.float32) / 255.0)[:, None]
 
 
-def _is_in_sight(view: View, x: float, y: float, size: float) -> bool:
-    """Whether something of this size may show in the image, more than a pixel or so large."""
-    point = view.global2camera[:3, :3] @ np.array([x, y, 0.0]) + view.global2camera[:3, 3]
-    reach = 1.5 * size
-    if point[2] < -reach:
+def _radius(solid: Solid) -> float:
+    return math.hypot(solid.size[0], solid.size[1]) / 2
+
+
+def _is_in_sight(view: View, x: float, y: float, radius: float, height: float) -> bool:
+    """Whether an upright thing of this radius may show in the image, more than a pixel or so large."""
+    sideways, _, depth = (view.global2camera[:3] @ (x, y, 0.0, 1.0)).tolist()
+    if depth < -radius:
         return False
-    depth = max(point[2], 0.1)
     focal = view.intrinsic[0, 0]
-    half_width = view.depth.shape[1] / 2 / focal * 1.1
-    return focal * size / depth > SMALLEST_ON_SCREEN and abs(point[0]) - reach < half_width * (depth + reach)
+    edge = 1.1 * view.depth.shape[1] / 2 / focal  # tangent of the angle to the image's edge, and some more
+    in_frame = abs(sideways) - radius < edge * (depth + radius) + 1.0
+    return in_frame and focal * max(2 * radius, height) > SMALLEST_ON_SCREEN * depth
 
 
 def finish_image(

@@ -88,7 +88,7 @@ class Crossing(Surface):
 
 @dataclass
 class StopLine(Surface):
-    """A stop line before a crossing (index into Town.crossings) or, with -1, before a junction."""
+    """A stop line before a crossing (index into Town.crossings)."""
 
     crossing: int = -1
     road: int = -1

@@ -122,10 +122,12 @@ def make_grain(rng: np.random.Generator) -> np.ndarray:
 def color_ground(canvas: GroundCanvas, grain: np.ndarray, colors: np.ndarray) -> GroundLevel:
     """Colour an index image; colors [256, 3] uint8 by (material + shadow) * GRAINS + grain."""
     height, width = canvas.index.shape
-    repeats = (-(-height // grain.shape[0]), -(-width // grain.shape[1]))
-    index = canvas.index * np.uint8(GRAINS)
-    index += np.tile(grain, repeats)[:height, :width]
-    image = cv2.LUT(cv2.merge([index] * 3), colors.reshape(1, 256, 3))
+    image = np.empty((height, width, 3), np.uint8)
+    across = np.tile(grain, (1, -(-width // grain.shape[1])))[:, :width]
+    for top in range(0, height, len(grain)):  # in strips, which saves memory
+        index = canvas.index[top : top + len(grain)] * np.uint8(GRAINS)
+        index += across[: len(index)]
+        image[top : top + len(index)] = cv2.LUT(cv2.merge([index] * 3), colors.reshape(1, 256, 3))
     return GroundLevel(image, canvas.x0, canvas.y0, canvas.resolution)
 
 

@@ -1,5 +1,6 @@
 """Draw the files of one scene: six JPEGs and a LiDAR sweep a sample. One scene is one task of a worker."""
 
+import math
 from pathlib import Path
 
 import cv2
@@ -20,7 +21,9 @@ from data.synthetic.traffic import Agent
 
 JPEG_QUALITY = 92
 NEAR_GROUND = 45.0  # metres around the trajectory that are drawn at the finest resolution
-COARSE_RESOLUTION = 0.2  # metres per pixel of the whole town
+FINE_RESOLUTION = {True: 0.035, False: 0.05}  # metres per pixel there; True: for images wider than WIDE
+WIDE = 1000  # pixels
+COARSER = 4  # how much coarser the whole town is drawn
 IN_SIGHT = {"building": 150.0, "hedge": 50.0, "pole": 60.0}  # metres within which they are drawn
 TREES_IN_SIGHT = 90.0
 NOISE_MARGIN = 128  # pixels by which the noise field is larger than an image
@@ -38,7 +41,7 @@ def draw_scene(scene: ScenePlan, town: Town, image_size: tuple[int, int], seed: 
         for channel in CAMERA_MOUNTS:
             pose, time = _sensor_pose(scene, index, channel)
             solids, _ = _solids_around(town, scene.agents, time, pose[:2, 3])
-            trees = [t for t in town.trees if np.hypot(t.x - pose[0, 3], t.y - pose[1, 3]) < TREES_IN_SIGHT]
+            trees = [t for t in town.trees if math.hypot(t.x - pose[0, 3], t.y - pose[1, 3]) < TREES_IN_SIGHT]
             intrinsic = scene.log.rig[channel].intrinsic
             view = render_view(pose, intrinsic, image_size, levels, solids, trees, appearance)
             offset = tuple(rng.integers(0, NOISE_MARGIN, 2).tolist())
@@ -72,10 +75,10 @@ def _ground_levels(
     near = (*(xy.min(axis=0) - NEAR_GROUND), *(xy.max(axis=0) + NEAR_GROUND))
     center = np.array(town.drivable.envelope.centroid.coords[0])
     whole = (*(center - TOWN_SIZE / 2), *(center + TOWN_SIZE / 2))
-    fine_resolution = COARSE_RESOLUTION / (4 if image_size[0] <= 1000 else 8)
+    resolution = FINE_RESOLUTION[image_size[0] > WIDE]
     levels = []
-    for bounds, resolution, num_levels in ((whole, COARSE_RESOLUTION, 5), (near, fine_resolution, 3)):
-        canvas = GroundCanvas(bounds, resolution)
+    for bounds, scale, num_levels in ((whole, COARSER, 5), (near, 1, 3)):
+        canvas = GroundCanvas(bounds, resolution * scale)
         draw_town(canvas, town, appearance.shadow_per_metre)
         levels.append(pyramid(color_ground(canvas, grain, appearance.ground_colors), num_levels))
     return levels[0], levels[1]
@@ -86,7 +89,7 @@ def _solids_around(town: Town, agents: list[Agent], time: float, xy: np.ndarray)
     solids = [
         Solid(box.kind, box.x, box.y, 0.0, box.yaw, box.size, box.color, box.look)
         for box in town.boxes
-        if np.hypot(box.x - xy[0], box.y - xy[1]) < IN_SIGHT[box.kind]
+        if math.hypot(box.x - xy[0], box.y - xy[1]) < IN_SIGHT[box.kind]
     ]
     owners = [-1] * len(solids)
     for index, agent in enumerate(agents):

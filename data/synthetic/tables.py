@@ -147,7 +147,7 @@ class _TableWriter:
             for channel in times:
                 self._add_sample_data(scene, index, channel)
         for agent_index in range(len(scene.agents)):
-            self._add_instance(scene, agent_index, [int(c) for c in range(num_samples)], counts)
+            self._add_instance(scene, agent_index, counts)
 
     def _links(self, table: str, *path_and_size: object) -> dict[str, str]:
         """prev and next of a chain: path ..., index in the chain, length of the chain."""
@@ -186,13 +186,13 @@ class _TableWriter:
             }
         )
 
-    def _add_instance(self, scene: ScenePlan, agent_index: int, samples: list[int], counts: list) -> None:
+    def _add_instance(self, scene: ScenePlan, agent_index: int, counts: list[np.ndarray]) -> None:
         """A vehicle and its annotations in the samples where it is near enough."""
         agent = scene.agents[agent_index]
         path = (scene.name, agent_index)
-        times = [scene.motion_time(scene.sensor_times[index][LIDAR]) for index in samples]
         near = []
-        for index, time in zip(samples, times, strict=True):
+        for index, times in enumerate(scene.sensor_times):
+            time = scene.motion_time(times[LIDAR])
             x, y, _ = agent.trajectory.at(time)
             ego_x, ego_y, _ = scene.ego.trajectory.at(time)
             if np.hypot(x - ego_x, y - ego_y) < ANNOTATED_WITHIN:

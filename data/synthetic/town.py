@@ -4,12 +4,13 @@ import numpy as np
 import shapely
 from shapely.geometry import Polygon
 
+from data.synthetic.cross_section import make_cross_section
 from data.synthetic.curves import Curve, round_corners
 from data.synthetic.elements import Lane, PaintedLine, Town, TownStyle
 from data.synthetic.junction import arms_of, cut_distances, junction_segment, make_connectors
 from data.synthetic.layout import Network, make_network
 from data.synthetic.props import place_props
-from data.synthetic.road import Road, RoadParts, furnish_road, make_cross_section
+from data.synthetic.road import Road, RoadParts, furnish_road
 from data.synthetic.seeding import make_rng
 
 TOWN_SIZE = 560.0  # metres: a town lies within a square of this size

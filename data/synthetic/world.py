@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from data.synthetic.elements import Town
 from data.synthetic.ground import GroundCanvas
 from data.synthetic.map_expansion import MapWriter
 from data.synthetic.plan import LOCATIONS, ScenePlan, WorldPlan, WorldSettings, plan_world
@@ -35,8 +36,11 @@ def write_world(out: Path, settings: WorldSettings, num_workers: int = 1, overwr
         UserError: `out` is in use, or cannot be replaced.
     """
     check_target(out, overwrite)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
+    except OSError as error:
+        raise UserError(f"{out}: {error.strerror}, a place to write is expected; name another --out") from error
     try:
         _write_all(work, settings, num_workers)
         os.chmod(work, 0o755)
@@ -111,9 +115,15 @@ def _write_maps(root: Path, plan: WorldPlan) -> None:
         _write_json(root / "maps" / "expansion" / f"{location}.json", writer.as_json())
         rows, columns = (int(round(side / BASEMAP_RESOLUTION)) for side in edge[::-1])
         image = cv2.flip(canvas.index[:rows, :columns], 0)  # row 0 of the image is the north edge
-        cv2.imwrite(str(root / "maps" / f"{BASEMAP_HASHES[location]}.png"), image, [cv2.IMWRITE_PNG_COMPRESSION, 1])
-        preview = cv2.resize(image, (columns // PREVIEW_SHARE, rows // PREVIEW_SHARE), interpolation=cv2.INTER_AREA)
-        cv2.imwrite(str(root / "maps" / "basemap" / f"{location}.png"), preview)
+        _write_png(root / "maps" / f"{BASEMAP_HASHES[location]}.png", image)
+        size = (columns // PREVIEW_SHARE, rows // PREVIEW_SHARE)
+        preview = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        _write_png(root / "maps" / "basemap" / f"{location}.png", preview)
+
+
+def _write_png(path: Path, image: np.ndarray) -> None:
+    _, encoded = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    path.write_bytes(encoded.tobytes())
 
 
 def _draw_scenes(root: Path, plan: WorldPlan, num_workers: int) -> list[list[np.ndarray]]:
@@ -136,6 +146,6 @@ def _draw_scenes(root: Path, plan: WorldPlan, num_workers: int) -> list[list[np.
         return list(progress(pool.map(draw, tasks)))
 
 
-def _draw_one(task: tuple[ScenePlan, object], image_size, seed, root) -> list[np.ndarray]:
+def _draw_one(task: tuple[ScenePlan, Town], image_size: tuple[int, int], seed: int, root: Path) -> list[np.ndarray]:
     scene, town = task
     return draw_scene(scene, town, image_size, seed, root)
