@@ -58,17 +58,21 @@ class RandomLLMConfig:
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """Vector decoder."""
+    """Vector decoder and the image features on the ground that it looks at."""
 
     dim: int = 256
     num_layers: int = 6
     num_heads: int = 8
-    mlp_size: int = 1024
-    num_offsets: int = 4  # image samples a point, around its projection
+    mlp_size: int = 512
     dropout: float = 0.0
+    feature_dim: int = 32  # channels of the ground features
+    cell_m: float = 0.5  # size of a ground cell in metres
+    num_offsets: int = 16  # places a point looks at in each layer
+    reach_m: float = 8.0  # how far away the first layer's furthest place is; each next layer half of it
 
     def __post_init__(self):
         _require(self.dim % self.num_heads == 0, "decoder.num_heads", self.num_heads, f"must divide dim={self.dim}")
+        _require(self.cell_m > 0, "decoder.cell_m", self.cell_m, "must be positive")
 
 
 @dataclass(frozen=True)
@@ -120,16 +124,16 @@ class ModelConfig:
 
 _TINY = ModelConfig(
     image_size=(80, 256),
-    crop_top=0.44,  # what is left begins a little above the horizon
-    num_instances=30,
-    num_points=16,
+    crop_top=0.5,  # what is left begins a little above the horizon
+    num_instances=24,
+    num_points=10,
     llm_path="random",
-    vision=VisionConfig(hidden_size=128, num_layers=2, num_heads=4, mlp_size=256, patch_size=8, position_grid=16,
+    vision=VisionConfig(hidden_size=128, num_layers=2, num_heads=4, mlp_size=256, patch_size=16, position_grid=8,
                         trainable=True),
     qformer=QFormerConfig(hidden_size=128, num_layers=2, num_heads=4, mlp_size=256, num_query_tokens=16,
                           dropout=0.0),
     random_llm=RandomLLMConfig(hidden_size=128, num_layers=2, num_heads=4, mlp_size=352, vocab_size=256),
-    decoder=DecoderConfig(dim=128, num_layers=3, num_heads=4, mlp_size=256),
+    decoder=DecoderConfig(dim=128, num_layers=3, num_heads=4, mlp_size=256, cell_m=0.75),
 )
 
 PRESETS = {

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.matcher import FOCAL_ALPHA, FOCAL_GAMMA, HungarianMatcher, Matches, PaddedTargets, pad_targets
-from models.segmentation import rasterize_targets, segmentation_loss
+from models.segmentation import rasterize_in_images, rasterize_on_ground, segmentation_loss
 
-WEIGHT_DICT = {"loss_cls": 2.0, "loss_pts": 5.0, "loss_dir": 0.005, "loss_seg": 2.0}
+WEIGHT_DICT = {"loss_cls": 2.0, "loss_pts": 5.0, "loss_dir": 0.005, "loss_seg": 2.0, "loss_ground": 2.0}
 
 
 def sigmoid_focal_loss(logits: Tensor, wanted: Tensor) -> Tensor:
@@ -61,11 +61,14 @@ class MapCriterion(nn.Module):
         losses = self.head_losses(logits, pts, targets, matches)
         if outputs.get("seg_logits") is not None:
             seg_logits = outputs["seg_logits"]
-            masks = rasterize_targets(
+            masks = rasterize_in_images(
                 batch["targets"], batch["lidar2img"], batch["ground_z"], seg_logits.shape[-2:],
                 batch["images"].shape[-2:], self.pc_range, self.num_classes,
             )
             losses["loss_seg"] = segmentation_loss(seg_logits, masks)
+            ground_logits = outputs["ground_logits"]
+            masks = rasterize_on_ground(batch["targets"], ground_logits.shape[-2:], self.num_classes)
+            losses["loss_ground"] = segmentation_loss(ground_logits, masks)
         return losses
 
     def head_losses(self, logits: Tensor, pts: Tensor, targets: PaddedTargets, matches: Matches) -> dict[str, Tensor]:

@@ -1,11 +1,10 @@
-"""Vector decoder: LLM states to polylines, refined layer by layer by looking at the images.
+"""Vector decoder: LLM states to polylines, refined layer by layer by looking at the image features on the ground.
 
-Decoupled self-attention as in MapTRv2 (arXiv 2308.05736, sec. 3.3), image sampling at projected reference points
-as in DETR3D (arXiv 2110.06922), iterative refinement with detached references as in Deformable DETR
-(arXiv 2010.04159).
+Decoupled self-attention as in MapTRv2 (arXiv 2308.05736, sec. 3.3), sampling around reference points and iterative
+refinement with detached references as in Deformable DETR (arXiv 2010.04159).
 """
 
-# B batch, V cameras, I instances, P points, K offsets, H heads, S scene tokens, h x w patches, D decoder width
+# B batch, I instances, P points, K offsets, S scene tokens, Y x X ground cells, F ground features, D decoder width
 
 import math
 
@@ -13,11 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from utils.frame import denormalize_pts
+from utils.frame import denormalize_pts, normalize_pts
 
-MIN_DEPTH_M = 0.5  # what is closer to a camera, or behind it, is not seen by it
+GOLDEN_ANGLE = math.pi * (3 - math.sqrt(5))
 NUM_FREQUENCIES = 6
-VIEWS_PER_POINT = 2  # the fields of view of nuScenes' cameras overlap in pairs
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-4) -> Tensor:
@@ -26,83 +24,38 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-4) -> Tensor:
     return torch.log(x / (1 - x))
 
 
-def project_to_cameras(pts_3d: Tensor, lidar2img: Tensor, image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """LiDAR-frame points [B, N, 3] in metres to grid_sample coordinates [B, V, N, 2] and visibility [B, V, N].
+class GroundSampling(nn.Module):
+    """Each point reads the ground features at itself and at K - 1 learned offsets around it.
 
-    Coordinates are those of grid_sample with align_corners=False: -1 and 1 are the outer edges of the image.
-    Pixel centres of image_size (H, W) are at integers, as in lidar2img [B, V, 4, 4].
+    The samples are concatenated, not averaged: which of them has seen paint tells the point where to move.
     """
-    height, width = image_size
-    rotation, shift = lidar2img[..., :3, :3], lidar2img[..., :3, 3]
-    camera = torch.einsum("bvij,bnj->bvni", rotation, pts_3d) + shift[:, :, None]  # [B, V, N, 3]
-    depth = camera[..., 2]
-    pixels = camera[..., :2] / depth.clamp(min=MIN_DEPTH_M)[..., None]
-    size = pixels.new_tensor([width, height])
-    grid = (2 * pixels + 1) / size - 1
-    visible = (depth > MIN_DEPTH_M) & (grid.abs() < 1).all(-1)
-    return grid, visible
 
-
-def sample_cameras(features: Tensor, grid: Tensor, visible: Tensor) -> Tensor:
-    """Features of points, averaged over the cameras that see them; zero where none does.
-
-    features [B, V, C, h, w], grid [B, V, N, 2], visible [B, V, N] -> [B, C, N]. Of more than VIEWS_PER_POINT
-    cameras that see a point, the first count. Half a patch from the image's edge the edge's own feature counts.
-    """
-    batch, cameras, channels, rows, columns = features.shape
-    seen, camera = visible.to(torch.uint8).topk(min(VIEWS_PER_POINT, cameras), dim=1)  # [B, W, N]
-    place = grid.gather(1, camera[..., None].expand(-1, -1, -1, 2)).clamp(-1, 1)  # [B, W, N, 2]
-    # The cameras lie below one another in one tall image, so that only the views that see a point are sampled.
-    tall = features.transpose(1, 2).reshape(batch, channels, cameras * rows, columns)
-    row = ((place[..., 1] + 1) / 2 * rows - 0.5).clamp(0, rows - 1) + camera * rows
-    place = torch.stack([place[..., 0], (2 * row + 1) / (cameras * rows) - 1], dim=-1)
-    sampled = F.grid_sample(tall.float(), place, padding_mode="border", align_corners=False)  # [B, C, W, N]
-    weight = seen / seen.sum(1, keepdim=True).clamp(min=1)  # [B, W, N]
-    return (sampled * weight[:, None]).sum(2).to(features.dtype)  # [B, C, N]
-
-
-class ImageSampling(nn.Module):
-    """Each point looks at the images where it, and K learned offsets around it, project to."""
-
-    def __init__(self, dim: int, num_heads: int, num_offsets: int, pc_range: tuple[float, ...]):
+    def __init__(self, dim: int, feature_dim: int, num_offsets: int, reach_m: float, pc_range: tuple[float, ...]):
         super().__init__()
-        self.num_heads = num_heads
         self.num_offsets = num_offsets
         self.pc_range = pc_range
-        self.offsets = nn.Linear(dim, num_offsets * 3)
-        self.weights = nn.Linear(dim, num_offsets * num_heads)
-        self.output = nn.Linear(dim, dim)
+        self.offsets = nn.Linear(dim, num_offsets * 2)
+        self.output = nn.Sequential(nn.Linear(num_offsets * feature_dim, dim), nn.GELU(), nn.Linear(dim, dim))
         nn.init.zeros_(self.offsets.weight)
-        nn.init.zeros_(self.weights.weight)
-        nn.init.zeros_(self.weights.bias)
-        # Start with a ring of 0.5 m around the point; the first offset is the point itself.
-        angle = torch.arange(num_offsets - 1) * (2 * math.pi / max(num_offsets - 1, 1))
-        ring = torch.stack([angle.cos(), angle.sin(), torch.zeros_like(angle)], dim=1) * 0.5
         with torch.no_grad():
-            self.offsets.bias.copy_(torch.cat([torch.zeros(1, 3), ring]).flatten())
+            self.offsets.bias.copy_(initial_offsets(num_offsets, reach_m).flatten())
 
-    def forward(
-        self,
-        queries: Tensor,
-        pts: Tensor,
-        features: Tensor,
-        lidar2img: Tensor,
-        ground_z: Tensor,
-        image_size: tuple[int, int],
-    ) -> Tensor:
-        """queries [B, N, D] at pts [B, N, 2] in [0, 1]; features [B, V, D, h, w]; returns [B, N, D]."""
-        batch, num, dim = queries.shape
+    def forward(self, queries: Tensor, pts: Tensor, ground: Tensor) -> Tensor:
+        """queries [B, N, D] at pts [B, N, 2] in [0, 1] of pc_range, ground [B, F, Y, X]; returns [B, N, D]."""
         with torch.autocast(queries.device.type, enabled=False):
-            pts_m = denormalize_pts(pts.float(), self.pc_range)
-            ground = torch.cat([pts_m, ground_z.float()[:, None, None].expand(-1, num, 1)], dim=-1)
-            offsets = self.offsets(queries.float()).view(batch, num, self.num_offsets, 3)
-            where = (ground[:, :, None] + offsets).flatten(1, 2)  # [B, N*K, 3]
-            grid, visible = project_to_cameras(where, lidar2img.float(), image_size)
-        values = sample_cameras(features, grid, visible)  # [B, D, N*K]
-        values = values.view(batch, self.num_heads, dim // self.num_heads, num, self.num_offsets)
-        weights = self.weights(queries).view(batch, num, self.num_heads, self.num_offsets).softmax(dim=-1)
-        weights = weights.transpose(1, 2)[:, :, None]  # [B, H, 1, N, K]
-        return self.output((values * weights).sum(-1).flatten(1, 2).transpose(1, 2))  # [B, N, D]
+            offsets = self.offsets(queries.float()).unflatten(-1, (self.num_offsets, 2))  # [B, N, K, 2] metres
+            where = denormalize_pts(pts.float(), self.pc_range)[:, :, None] + offsets
+            grid = normalize_pts(where, self.pc_range) * 2 - 1
+            samples = F.grid_sample(ground.float(), grid, align_corners=False)  # [B, F, N, K]
+        return self.output(samples.permute(0, 2, 3, 1).flatten(2).to(queries.dtype))
+
+
+def initial_offsets(num_offsets: int, reach_m: float) -> Tensor:
+    """A sunflower of points around the origin, [K, 2] in metres: the first at it, the last reach_m away."""
+    index = torch.arange(num_offsets)
+    angle = index * GOLDEN_ANGLE
+    radius = reach_m * (index / max(num_offsets - 1, 1)) ** 0.75  # denser near the centre
+    return torch.stack([angle.cos() * radius, angle.sin() * radius], dim=1)
 
 
 class Attention(nn.Module):
@@ -125,25 +78,20 @@ class Attention(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Instances talk, points of one instance talk, then both look at the scene tokens and at the images."""
+    """Instances talk, points of one instance talk, then both look at the scene tokens and at the ground."""
 
-    def __init__(self, dim: int, num_heads: int, mlp_size: int, num_offsets: int, pc_range: tuple[float, ...],
-                 dropout: float):
+    def __init__(self, dim: int, num_heads: int, mlp_size: int, dropout: float, look: GroundSampling):
         super().__init__()
         self.across_instances = Attention(dim, num_heads)
         self.along_points = Attention(dim, num_heads)
         self.to_scene = Attention(dim, num_heads)
-        self.to_images = ImageSampling(dim, num_heads, num_offsets, pc_range)
+        self.to_ground = look
         self.mlp = nn.Sequential(nn.Linear(dim, mlp_size), nn.GELU(), nn.Dropout(dropout), nn.Linear(mlp_size, dim))
         self.norms = nn.ModuleList([nn.LayerNorm(dim) for _ in range(5)])
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, position: Tensor, pts: Tensor, scene: Tensor, features: Tensor,
-                cameras: tuple) -> Tensor:
-        """x and position [B, I, P, D], pts [B, I, P, 2] in [0, 1], scene [B, S, D], features [B, V, D, h, w].
-
-        cameras: (lidar2img [B, V, 4, 4], ground_z [B], image_size (H, W)).
-        """
+    def forward(self, x: Tensor, position: Tensor, pts: Tensor, scene: Tensor, ground: Tensor) -> Tensor:
+        """x and position [B, I, P, D], pts [B, I, P, 2] in [0, 1], scene [B, S, D], ground [B, F, Y, X]."""
         batch, instances, points, _ = x.shape
         y = self.norms[0](x).transpose(1, 2).flatten(0, 1)  # [B*P, I, D]
         at = y + position.transpose(1, 2).flatten(0, 1)
@@ -155,7 +103,7 @@ class DecoderLayer(nn.Module):
         y = (self.norms[2](x) + position).flatten(1, 2)  # [B, I*P, D]
         x = x + self.dropout(self.to_scene(y, scene, scene).view_as(x))
         y = (self.norms[3](x) + position).flatten(1, 2)  # [B, I*P, D]
-        x = x + self.dropout(self.to_images(y, pts.flatten(1, 2), features, *cameras).view_as(x))
+        x = x + self.dropout(self.to_ground(y, pts.flatten(1, 2), ground).view_as(x))
         return x + self.dropout(self.mlp(self.norms[4](x)))
 
 
@@ -197,18 +145,22 @@ def initial_references(num_instances: int, num_points: int) -> Tensor:
 class VectorDecoder(nn.Module):
     """Hidden states of the map queries to class logits and points, one prediction before and after each layer."""
 
-    def __init__(self, llm_dim: int, vision_dim: int, dim: int, num_layers: int, num_heads: int, mlp_size: int,
-                 num_offsets: int, dropout: float, num_instances: int, num_points: int, num_classes: int,
-                 pc_range: tuple[float, ...]):
+    def __init__(self, llm_dim: int, dim: int, num_layers: int, num_heads: int, mlp_size: int, dropout: float,
+                 feature_dim: int, num_offsets: int, reach_m: float, num_instances: int, num_points: int,
+                 num_classes: int, pc_range: tuple[float, ...]):
         super().__init__()
         self.instance_input = nn.Sequential(nn.LayerNorm(llm_dim), nn.Linear(llm_dim, dim))
         self.point_input = nn.Sequential(nn.LayerNorm(llm_dim), nn.Linear(llm_dim, dim))
         self.scene_input = nn.Sequential(nn.LayerNorm(llm_dim), nn.Linear(llm_dim, dim), nn.LayerNorm(dim))
-        self.feature_input = nn.Sequential(nn.LayerNorm(vision_dim), nn.Linear(vision_dim, dim))
         self.position = nn.Sequential(nn.Linear(4 * NUM_FREQUENCIES, dim), nn.GELU(), nn.Linear(dim, dim))
         self.references = nn.Parameter(inverse_sigmoid(initial_references(num_instances, num_points)))
+        # The first layer looks far around, for lines that the references have missed; each next one half as far.
+        looks = [
+            GroundSampling(dim, feature_dim, num_offsets, max(reach_m / 2**layer, 1.0), pc_range)
+            for layer in range(num_layers)
+        ]
         self.layers = nn.ModuleList(
-            [DecoderLayer(dim, num_heads, mlp_size, num_offsets, pc_range, dropout) for _ in range(num_layers)]
+            [DecoderLayer(dim, num_heads, mlp_size, dropout, look) for look in looks]
         )
         self.heads = nn.ModuleList([VectorHead(dim, num_classes) for _ in range(num_layers + 1)])
 
@@ -218,21 +170,21 @@ class VectorDecoder(nn.Module):
         phase = (pts[..., None] * frequency).flatten(-2)
         return self.position(torch.cat([phase.sin(), phase.cos()], dim=-1))
 
-    def forward(self, instance_states: Tensor, point_states: Tensor, scene_states: Tensor, vision_tokens: Tensor,
-                grid: tuple[int, int], cameras: tuple) -> list[dict[str, Tensor]]:
-        """instance_states [B, I, D_llm], point_states [B, I, P, D_llm], scene_states [B, S, D_llm],
-        vision_tokens [B, V, h*w, C]; cameras: (lidar2img [B, V, 4, 4], ground_z [B], image_size (H, W)).
+    def forward(
+        self, instance_states: Tensor, point_states: Tensor, scene_states: Tensor, ground: Tensor
+    ) -> list[dict[str, Tensor]]:
+        """instance_states [B, I, D_llm], point_states [B, I, P, D_llm], scene_states [B, S, D_llm] as the LLM left
+        them; ground [B, F, Y, X].
 
         Returns one dict per head, first to last: pred_logits [B, I, classes], pred_pts [B, I, P, 2] in [0, 1].
         """
         x = self.point_input(point_states) + self.instance_input(instance_states)[:, :, None]  # [B, I, P, D]
         scene = self.scene_input(scene_states)
-        features = self.feature_input(vision_tokens).transpose(2, 3).unflatten(3, grid)  # [B, V, D, h, w]
         logits, pts = self.heads[0](x, self.references.sigmoid().expand(len(x), -1, -1, -1))
         outputs = [{"pred_logits": logits, "pred_pts": pts}]
         for layer, head in zip(self.layers, self.heads[1:], strict=True):
             reference = pts.detach()
-            x = layer(x, self.embed_position(reference), reference, scene, features, cameras)
+            x = layer(x, self.embed_position(reference), reference, scene, ground)
             logits, pts = head(x, reference)
             outputs.append({"pred_logits": logits, "pred_pts": pts})
         return outputs

@@ -9,6 +9,7 @@ from models.attention_mask import map_attention_mask, map_position_ids
 from models.config import ModelConfig
 from models.decoder import VectorDecoder
 from models.geometry_embedding import GeometryEmbedding
+from models.ground_grid import GroundGrid, ImageFeatures
 from models.llm import FrozenLLM, build_llm
 from models.map_queries import MapQueries
 from models.qformer import CameraQFormer, SceneProjection, build_qformer
@@ -22,7 +23,8 @@ class MapDetector(nn.Module):
 
     def __init__(self, vision: VisionTower, geometry: GeometryEmbedding, qformer: CameraQFormer,
                  projection: SceneProjection, map_queries: MapQueries, llm: FrozenLLM | None,
-                 decoder: VectorDecoder, segmentation: SegmentationHead,
+                 image_features: ImageFeatures, ground_grid: GroundGrid, decoder: VectorDecoder,
+                 segmentation: SegmentationHead, ground_segmentation: nn.Conv2d,
                  image_size: tuple[int, int], token_grid: tuple[int, int]):
         super().__init__()
         self.vision = vision
@@ -31,8 +33,11 @@ class MapDetector(nn.Module):
         self.projection = projection
         self.map_queries = map_queries
         self.llm = llm
+        self.image_features = image_features
+        self.ground_grid = ground_grid
         self.decoder = decoder
         self.segmentation = segmentation
+        self.ground_segmentation = ground_segmentation
         self.image_size = tuple(image_size)
         self.token_grid = tuple(token_grid)
 
@@ -40,25 +45,27 @@ class MapDetector(nn.Module):
         """A collated batch (images uint8 [B, V, 3, H, W], lidar2img [B, V, 4, 4], ground_z [B], camera_ids [B, V])
         to pred_logits [B, I, C], pred_pts [B, I, P, 2] in [0, 1], aux_outputs (the same of the earlier heads, the
         first straight after the LLM), scene_std and query_std (spread across the batch, the collapse alarm) and,
-        in training, seg_logits [B, V, C, h, w].
+        in training, seg_logits [B, V, C, h, w] of the vision tokens and ground_logits [B, C, Y, X] of the ground cells.
         """
         if tuple(batch["images"].shape[-2:]) != self.image_size:
             raise ValueError(f"images are {tuple(batch['images'].shape[-2:])}, the model takes {self.image_size}")
-        tokens = self.vision(batch["images"])  # [B, V, 1+h*w, C]
-        geometry = self.geometry(batch["lidar2img"], batch["ground_z"], self.token_grid, self.image_size)
+        lidar2img, ground_z = batch["lidar2img"], batch["ground_z"]
+        pixels = self.vision.normalize(batch["images"])
+        tokens = self.vision(pixels)  # [B, V, 1+h*w, C]
+        geometry = self.geometry(lidar2img, ground_z, self.token_grid, self.image_size)
         patches = tokens[:, :, 1:] + geometry.to(tokens.dtype)  # [B, V, h*w, C]
         scene = self.qformer(torch.cat([tokens[:, :, :1], patches], dim=2))  # [B, V, N, E]
         scene = self.projection(scene, batch["camera_ids"])  # [B, V*N, D]
         scene_states, query_states = self.read_scene(scene)
         instance_states, point_states = self.map_queries.split(query_states)
-        cameras = (batch["lidar2img"], batch["ground_z"], self.image_size)
-        *aux_outputs, outputs = self.decoder(
-            instance_states, point_states, scene_states, patches, self.token_grid, cameras
-        )
+        features = self.image_features(pixels, patches, self.token_grid)  # [B, V, F, H/4, W/4]
+        ground = self.ground_grid(features, lidar2img, ground_z, self.image_size)  # [B, F, Y, X]
+        *aux_outputs, outputs = self.decoder(instance_states, point_states, scene_states, ground)
         outputs = {**outputs, "aux_outputs": aux_outputs,
                    "scene_std": spread_across_batch(scene), "query_std": spread_across_batch(query_states)}
         if self.training:
             outputs["seg_logits"] = self.segmentation(patches, self.token_grid)
+            outputs["ground_logits"] = self.ground_segmentation(ground).float()
         return outputs
 
     def read_scene(self, scene: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,12 +105,15 @@ def build_detector(config: ModelConfig) -> MapDetector:
         projection=SceneProjection(qformer.hidden_size, llm_dim, len(CAMERAS), token_scale),
         map_queries=MapQueries(config.num_instances, config.num_points, llm_dim, token_scale),
         llm=llm,
+        image_features=ImageFeatures(vision.hidden_size, decoder.feature_dim),
+        ground_grid=GroundGrid(decoder.feature_dim, decoder.cell_m, config.pc_range),
         decoder=VectorDecoder(
-            llm_dim, vision.hidden_size, decoder.dim, decoder.num_layers, decoder.num_heads, decoder.mlp_size,
-            decoder.num_offsets, decoder.dropout, config.num_instances, config.num_points, config.num_classes,
-            config.pc_range,
+            llm_dim, decoder.dim, decoder.num_layers, decoder.num_heads, decoder.mlp_size, decoder.dropout,
+            decoder.feature_dim, decoder.num_offsets, decoder.reach_m, config.num_instances, config.num_points,
+            config.num_classes, config.pc_range,
         ),
         segmentation=SegmentationHead(vision.hidden_size, config.num_classes),
+        ground_segmentation=nn.Conv2d(decoder.feature_dim, config.num_classes, 1),
         image_size=config.image_size,
         token_grid=config.token_grid,
     )

@@ -1,18 +1,19 @@
-"""Auxiliary task, training only: which vision tokens see which class of map line.
+"""Auxiliary tasks, training only: which vision tokens and which ground cells see which class of map line.
 
-It keeps the vision tokens tied to the scene; without it the scene tokens of all scenes drift together.
+They keep vision tokens and ground features tied to the scene; without the first the scene tokens of all scenes drift
+together. MapTRv2 (arXiv 2308.05736) does the same in the image and from above.
 """
 
-# B batch, V cameras, C classes, h x w patches, G ground-truth instances, P points
+# B batch, V cameras, C classes, h x w patches, Y x X ground cells, G ground-truth instances, P points
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.decoder import project_to_cameras
+from models.projection import project_to_cameras
 from utils.frame import denormalize_pts
 
-STEPS_PER_EDGE = 12  # points laid on each edge of a ground-truth line before projecting it
+STEPS_PER_EDGE = 24  # points laid on each edge of a ground-truth line before it is drawn
 
 
 def densify(pts: Tensor, steps: int) -> Tensor:
@@ -22,7 +23,7 @@ def densify(pts: Tensor, steps: int) -> Tensor:
     return torch.cat([edges.flatten(1, 2), pts[:, -1:]], dim=1)
 
 
-def rasterize_targets(
+def rasterize_in_images(
     targets: list[dict[str, Tensor]],
     lidar2img: Tensor,
     ground_z: Tensor,
@@ -52,6 +53,22 @@ def rasterize_targets(
     return masks
 
 
+def rasterize_on_ground(targets: list[dict[str, Tensor]], shape: tuple[int, int], num_classes: int) -> Tensor:
+    """Ground cells that a ground-truth line of each class crosses: float [B, C, Y, X] of zeros and ones.
+
+    targets as in rasterize_in_images; row 0 of the cells is y = 0, column 0 is x = 0.
+    """
+    rows, columns = shape
+    masks = torch.zeros(len(targets), num_classes, rows, columns, device=targets[0]["pts"].device)
+    for sample, target in enumerate(targets):
+        pts = densify(target["pts"], STEPS_PER_EDGE)  # [G, N, 2]
+        labels = target["labels"][:, None].expand(pts.shape[:2])
+        column = (pts[..., 0] * columns).long().clamp(0, columns - 1)
+        row = (pts[..., 1] * rows).long().clamp(0, rows - 1)
+        masks[sample, labels, row, column] = 1.0
+    return masks
+
+
 class SegmentationHead(nn.Module):
     """Per-patch class logits [B, V, C, h, w] from vision tokens [B, V, h*w, width]."""
 
@@ -64,10 +81,10 @@ class SegmentationHead(nn.Module):
 
 
 def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """Binary cross-entropy plus dice (per class over the batch), both on [B, V, C, h, w]; a scalar."""
+    """Binary cross-entropy plus dice (per class over the batch), both on [..., C, h, w]; a scalar."""
     bce = F.binary_cross_entropy_with_logits(logits, masks)
+    over = [axis for axis in range(logits.dim()) if axis != logits.dim() - 3]  # all but the classes
     probability = logits.sigmoid()
-    over = (0, 1, 3, 4)
     overlap = (probability * masks).sum(over)
     dice = 1 - (2 * overlap + 1) / (probability.sum(over) + masks.sum(over) + 1)
     return bce + dice.mean()

@@ -14,7 +14,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class VisionTower(nn.Module):
-    """uint8 images to patch tokens; a frozen tower runs without gradient and in eval behaviour for ever."""
+    """Images to patch tokens; a frozen tower runs without gradient and in eval behaviour for ever."""
 
     def __init__(self, model: Blip2VisionModel, trainable: bool):
         super().__init__()
@@ -28,13 +28,15 @@ class VisionTower(nn.Module):
     def train(self, mode: bool = True) -> "VisionTower":
         return super().train(mode and self.trainable)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """images uint8 [B, V, 3, H, W] to tokens [B, V, 1 + h*w, C], the class token first."""
-        batch, cameras = images.shape[:2]
-        pixels = (images.flatten(0, 1).float() - self.mean) / self.std  # [B*V, 3, H, W]
+    def normalize(self, images: Tensor) -> Tensor:
+        """Images uint8 [B, V, 3, H, W] to pixels of CLIP's mean and standard deviation, same shape."""
+        return (images.float() - self.mean) / self.std
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels [B, V, 3, H, W] to tokens [B, V, 1 + h*w, C], the class token first."""
         with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
-            tokens = self.model(pixels, interpolate_pos_encoding=True).last_hidden_state
-        return tokens.unflatten(0, (batch, cameras))  # [B, V, 1+h*w, C]
+            tokens = self.model(pixels.flatten(0, 1), interpolate_pos_encoding=True).last_hidden_state
+        return tokens.unflatten(0, pixels.shape[:2])  # [B, V, 1+h*w, C]
 
 
 def build_vision_tower(config: ModelConfig) -> VisionTower:

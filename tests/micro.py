@@ -14,7 +14,7 @@ def micro_config(**changes) -> ModelConfig:
                             trainable=True),
         qformer=QFormerConfig(hidden_size=16, num_layers=2, num_heads=2, mlp_size=32, num_query_tokens=3, dropout=0.0),
         random_llm=RandomLLMConfig(hidden_size=16, num_layers=2, num_heads=2, mlp_size=32, vocab_size=64),
-        decoder=DecoderConfig(dim=16, num_layers=2, num_heads=2, mlp_size=32, num_offsets=3),
+        decoder=DecoderConfig(dim=16, num_layers=2, num_heads=2, mlp_size=32, feature_dim=8, cell_m=3.0, num_offsets=3),
     )
     return replace(config, **changes)
 

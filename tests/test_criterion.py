@@ -2,7 +2,7 @@ import torch
 
 from data.made_up import GROUND_Z, camera_matrices
 from models.criterion import MapCriterion, direction_loss, sigmoid_focal_loss
-from models.segmentation import densify, rasterize_targets
+from models.segmentation import densify, rasterize_in_images, rasterize_on_ground
 from tests.micro import micro_config, random_batch
 from utils.frame import PC_RANGES, denormalize_pts
 
@@ -81,7 +81,7 @@ def test_segmentation_marks_the_patches_that_a_line_projects_to():
     lidar2img = camera_matrices(image)[None]
     line = torch.tensor([[[0.5, 0.55], [0.5, 0.95]]])  # straight ahead of the car, 3 m to 27 m
     target = {"labels": torch.tensor([2]), "pts": line, "closed": torch.tensor([False])}
-    masks = rasterize_targets([target], lidar2img, torch.tensor([GROUND_Z]), grid, image, PC_RANGE, 3)
+    masks = rasterize_in_images([target], lidar2img, torch.tensor([GROUND_Z]), grid, image, PC_RANGE, 3)
     expected = torch.zeros(4, 8)
     for x, y in denormalize_pts(densify(line, 50), PC_RANGE)[0].tolist():
         u, v, depth = (lidar2img[0, 0] @ torch.tensor([x, y, GROUND_Z, 1.0]))[:3].tolist()
@@ -91,3 +91,12 @@ def test_segmentation_marks_the_patches_that_a_line_projects_to():
     assert expected.sum() >= 2
     assert torch.equal(masks[0, 0, 2], expected)
     assert masks.sum() == expected.sum(), "no other camera and no other class"
+
+
+def test_segmentation_from_above_marks_the_cells_under_a_line():
+    line = torch.tensor([[[0.05, 0.25], [0.95, 0.25]]])
+    target = {"labels": torch.tensor([1]), "pts": line, "closed": torch.tensor([False])}
+    masks = rasterize_on_ground([target], (4, 10), 3)
+    expected = torch.zeros(1, 3, 4, 10)
+    expected[0, 1, 1, :] = 1.0
+    assert torch.equal(masks, expected)

@@ -1,49 +1,30 @@
-import pytest
 import torch
 from torch.nn import functional as F
 
-from data.made_up import GROUND_Z, camera_matrices
-from models.decoder import initial_references, inverse_sigmoid, project_to_cameras, sample_cameras
+from models.decoder import GroundSampling, initial_offsets, initial_references, inverse_sigmoid
+from utils.frame import PC_RANGES, normalize_pts
 
-IMAGE = (32, 64)
-
-
-def test_projection_agrees_with_the_matrix():
-    lidar2img = camera_matrices(IMAGE)[None]
-    points = torch.tensor([[[1.0, 8.0, GROUND_Z], [0.5, -6.0, GROUND_Z]]])
-    grid, visible = project_to_cameras(points, lidar2img, IMAGE)
-    assert visible[0, :, 0].nonzero().flatten().tolist() == [0], "8 m ahead: the front camera alone"
-    assert visible[0, :, 1].nonzero().flatten().tolist() == [3], "6 m behind: the rear camera alone"
-    u, v, depth = (lidar2img[0, 0] @ torch.tensor([1.0, 8.0, GROUND_Z, 1.0]))[:3]
-    pixel = (grid[0, 0, 0] + 1) / 2 * torch.tensor([64.0, 32.0]) - 0.5
-    assert torch.allclose(pixel, torch.stack([u, v]) / depth, atol=1e-4)
+PC_RANGE = PC_RANGES["60x30"]
 
 
-def test_sampling_averages_the_cameras_that_see_the_point():
-    torch.manual_seed(0)
-    features = torch.randn(2, 3, 5, 4, 8)  # [B, V, C, h, w]
-    grid = torch.rand(2, 3, 7, 2) * 1.4 - 0.7  # inside, away from the border where padding decides
-    visible = torch.zeros(2, 3, 7, dtype=torch.bool)
-    visible[:, 0, :3] = True
-    visible[:, 2, 2:5] = True  # point 2 is seen twice, points 5 and 6 by nobody
-    sampled = sample_cameras(features, grid, visible)
-    every = F.grid_sample(features.flatten(0, 1), grid.flatten(0, 1)[:, :, None], align_corners=False)
-    every = every[..., 0].view(2, 3, 5, 7)
-    weight = visible.float() / visible.sum(1, keepdim=True).clamp(min=1)
-    assert torch.allclose(sampled, (every * weight[:, :, None]).sum(1), atol=1e-5)
-    assert (sampled[:, :, 5:] == 0).all()
+def test_points_read_the_ground_where_they_and_their_offsets_are():
+    """With features that are the cells' own coordinates, a point reads back its metres plus each offset."""
+    rows, columns = 60, 30
+    y, x = torch.meshgrid(torch.arange(rows) - 29.5, torch.arange(columns) - 14.5, indexing="ij")  # cells of 1 m
+    ground = torch.stack([x, y])[None]  # [1, 2, Y, X]
+    look = GroundSampling(dim=4, feature_dim=2, num_offsets=5, reach_m=3.0, pc_range=PC_RANGE)
+    seen = []
+    look.output[0].register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    pts_m = torch.tensor([[[2.5, -7.25], [-6.0, 11.0]]])
+    look(torch.zeros(1, 2, 4), normalize_pts(pts_m, PC_RANGE), ground)
+    expected = pts_m[:, :, None] + initial_offsets(5, 3.0)
+    assert torch.allclose(seen[0].view(1, 2, 5, 2), expected, atol=1e-4)
 
 
-def test_sampling_a_colour_where_a_point_projects():
-    """Paint the pixel a ground point projects to; sampling the image at the point returns the paint."""
-    lidar2img = camera_matrices(IMAGE)[None]
-    point = torch.tensor([[[1.0, 8.0, GROUND_Z]]])
-    u, v, depth = (lidar2img[0, 0] @ torch.tensor([1.0, 8.0, GROUND_Z, 1.0]))[:3]
-    image = torch.zeros(1, 6, 1, *IMAGE)
-    column, row = int((u / depth).floor()), int((v / depth).floor())
-    image[0, 0, 0, row : row + 2, column : column + 2] = 1.0  # the four pixels around the projection
-    sampled = sample_cameras(image, *project_to_cameras(point, lidar2img, IMAGE))
-    assert sampled.item() == pytest.approx(1.0, abs=1e-3)
+def test_offsets_start_at_the_point_and_reach_as_far_as_asked():
+    offsets = initial_offsets(16, 8.0)
+    assert torch.equal(offsets[0], torch.zeros(2)) and torch.isclose(offsets[-1].norm(), torch.tensor(8.0))
+    assert F.pdist(offsets).min() > 0.5
 
 
 def test_references_are_spread_and_inside():

@@ -18,7 +18,8 @@ def test_outputs_have_the_shapes_of_the_contract():
     outputs = run(config, random_batch(config))
     assert outputs["pred_logits"].shape == (3, 5, 3) and outputs["pred_pts"].shape == (3, 5, 4, 2)
     assert len(outputs["aux_outputs"]) == config.decoder.num_layers
-    assert outputs["seg_logits"].shape == (3, 6, 3, 2, 4)
+    assert outputs["seg_logits"].shape == (3, 6, 3, *config.token_grid)
+    assert outputs["ground_logits"].shape == (3, 3, 20, 10)
     assert (outputs["pred_pts"] >= 0).all() and (outputs["pred_pts"] <= 1).all()
     assert "seg_logits" not in run(config, random_batch(config), train=False)
 

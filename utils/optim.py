@@ -16,8 +16,11 @@ _GROUP_OF_PART = {
     "geometry": "queries",
     "projection": "queries",
     "map_queries": "queries",
+    "image_features": "decoder",
+    "ground_grid": "decoder",
     "decoder": "decoder",
     "segmentation": "decoder",
+    "ground_segmentation": "decoder",
 }
 
 
