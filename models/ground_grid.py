@@ -23,7 +23,7 @@ class ImageFeatures(nn.Module):
     wide; the stem brings back what the patch has averaged away.
     """
 
-    def __init__(self, vision_dim: int, dim: int, width: int = 48):
+    def __init__(self, vision_dim: int, dim: int, width: int = 32):
         super().__init__()
         self.tokens = nn.Sequential(nn.LayerNorm(vision_dim), nn.Linear(vision_dim, dim))
         self.stem = nn.Sequential(

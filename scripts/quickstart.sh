@@ -9,16 +9,17 @@ bash scripts/setup.sh
 
 DIR=${QUICKSTART_DIR:-quickstart}       # everything goes here
 SEED=${SEED:-0}                         # of the world and of the training
-TRAIN_SCENES=${TRAIN_SCENES:-50}
-VAL_SCENES=${VAL_SCENES:-8}
-SAMPLES_PER_SCENE=${SAMPLES_PER_SCENE:-10}
+# Many short scenes: frames of one scene look alike, and streets not seen in training are what is asked for.
+TRAIN_SCENES=${TRAIN_SCENES:-250}
+VAL_SCENES=${VAL_SCENES:-40}
+SAMPLES_PER_SCENE=${SAMPLES_PER_SCENE:-2}
 export EPOCHS=${EPOCHS:-8} BATCH_SIZE=${BATCH_SIZE:-4} NUM_WORKERS=${NUM_WORKERS:-2}
 # Everything starts from random weights here, so all groups learn at one large rate.
 export LR_QFORMER=${LR_QFORMER:-1.2e-3} LR_QUERIES=${LR_QUERIES:-1.2e-3} LR_DECODER=${LR_DECODER:-1.2e-3}
 export WARMUP_STEPS=${WARMUP_STEPS:-50} PRESET=${PRESET:-tiny} SEED
 
 VERSION=v1.0-trainval
-WORLD="$DIR/world_seed$SEED"
+WORLD="$DIR/world_seed${SEED}_${TRAIN_SCENES}+${VAL_SCENES}x${SAMPLES_PER_SCENE}"
 RUN="$DIR/run_$(date +%Y%m%d_%H%M%S)"
 TRAIN_CACHE="$WORLD/gt_cache/${VERSION}_train_60x30.safetensors"
 VAL_CACHE="$WORLD/gt_cache/${VERSION}_val_60x30.safetensors"
