@@ -24,7 +24,10 @@ from evaluation.inference import move_batch
 from models.config import PRESETS, ModelConfig
 from models.criterion import MapCriterion
 from models.detector import MapDetector, build_detector
+from utils.device import default_device
 from utils.errors import UserError, run_cli
+from utils.files import default_dataroot
+from utils.frame import PC_RANGES
 from utils.optim import GROUPS, parameter_groups
 
 
@@ -32,8 +35,9 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="base", choices=PRESETS)
     parser.add_argument("--llm-path", help="folder or hub id of a decoder-only model | random | none")
-    parser.add_argument("--dataroot", default="data/nuscenes", help="folder with the images (default: %(default)s)")
+    parser.add_argument("--dataroot", default=default_dataroot(), help="folder with the images (default: %(default)s)")
     parser.add_argument("--gt-cache-train", help="check this cache and read samples of it; without it: made-up data")
+    parser.add_argument("--pc-range", default="60x30", choices=PC_RANGES, help="the cache's length x width in metres")
     parser.add_argument("--batch-size", type=int, default=2)
     args = parser.parse_args()
     if args.batch_size < 1:
@@ -47,7 +51,7 @@ class Preflight:
     def __init__(self, config: ModelConfig, args: argparse.Namespace):
         self.config = config
         self.args = args
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = default_device()
         self.criterion = MapCriterion(config.num_points, config.num_classes, config.pc_range)
         self.model: MapDetector
         self.batch: dict
@@ -127,7 +131,7 @@ class Preflight:
 
 def main() -> None:
     args = parse_args()
-    config = PRESETS[args.preset]
+    config = replace(PRESETS[args.preset], pc_range=PC_RANGES[args.pc_range])
     if args.llm_path:
         config = replace(config, llm_path=args.llm_path)
     preflight = Preflight(config, args)

@@ -20,16 +20,21 @@ from data.dataset import MapDetectionDataset, collate
 from data.gt_cache import GTCache, default_cache_path, range_name
 from data.transforms import AugmentConfig
 from evaluation.chamfer_ap import evaluate, format_table, thresholds_for
-from evaluation.inference import ground_truth_of, move_batch, predict
+from evaluation.inference import config_of, ground_truth_of, move_batch, predict
 from models.config import PRESETS, ModelConfig
 from models.criterion import MapCriterion
 from models.detector import MapDetector, build_detector
 from utils.checkpoint import frozen_identity, load_checkpoint, load_trainable, save_checkpoint, trainable_state
+from utils.device import default_device
 from utils.errors import UserError, run_cli
+from utils.files import default_dataroot, replacing
 from utils.frame import CLASSES, PC_RANGES
 from utils.optim import build_optimizer, build_scheduler, format_learning_rates
 from utils.run_log import RunLog, progress_bar
 
+# Flags whose change at a resumption would make it another run.
+RESULT_FLAGS = ("batch_size", "epochs", "lr_qformer", "lr_queries", "lr_decoder", "weight_decay", "warmup_steps",
+                "grad_clip", "precision", "seed", "mirror", "photometric")
 AUTOCAST = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -39,7 +44,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     data = parser.add_argument_group("data")
-    data.add_argument("--dataroot", default="data/nuscenes", help="folder with samples/, maps/ and v1.0-*/")
+    data.add_argument("--dataroot", default=default_dataroot(), help="folder with samples/, maps/ and v1.0-*/")
     data.add_argument("--version", default="v1.0-trainval", help="nuScenes version the caches were made from")
     data.add_argument("--gt-cache-train", help="cache of the training split; made by tools/generate_gt_cache.py")
     data.add_argument("--gt-cache-val", help="cache of the validation split")
@@ -86,6 +91,11 @@ def check_args(args: argparse.Namespace) -> None:
     for name in ("lr_qformer", "lr_queries", "lr_decoder", "weight_decay", "warmup_steps", "num_workers"):
         if not getattr(args, name) >= 0:
             raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: must not be negative")
+    for name in ("mirror", "photometric"):
+        if not 0 <= getattr(args, name) <= 1:
+            raise UserError(f"--{name} {getattr(args, name)}: must be between 0 and 1")
+    if not 0 <= args.seed < 2**31:
+        raise UserError(f"--seed {args.seed}: must be between 0 and {2**31 - 1}")
     if not args.grad_clip > 0:
         raise UserError(f"--grad-clip {args.grad_clip}: must be positive")
     if args.fp16:
@@ -94,8 +104,12 @@ def check_args(args: argparse.Namespace) -> None:
         args.precision = "fp16"
     if args.precision is None:
         args.precision = "fp16" if torch.cuda.is_available() else "fp32"
-    if args.preset != "tiny" and args.lr_qformer < 1e-4:
-        print(f"note: the Q-Former starts from random weights and hardly learns at --lr-qformer {args.lr_qformer}")
+    if args.qformer_pretrained == "none" and not PRESETS[args.preset].vision.trainable:
+        raise UserError(f"--preset {args.preset}: its frozen vision tower would stay random, since BLIP-2's weights "
+                        "cannot be loaded yet; take --preset tiny or small")
+    if args.qformer_pretrained == "none" and args.lr_qformer < 1e-4:
+        print(f"note: the Q-Former starts from random weights and hardly learns at --lr-qformer {args.lr_qformer:g}; "
+              "give 1e-3 or so")
 
 
 class EpochSampler(Sampler[int]):
@@ -119,6 +133,8 @@ def open_cache(args: argparse.Namespace, split: str) -> GTCache:
     path = getattr(args, f"gt_cache_{split}") or default_cache_path(
         args.dataroot, args.version, split, args.pc_range
     )
+    if not Path(args.dataroot).is_dir():
+        raise UserError(f"--dataroot {args.dataroot}: no such folder; give the nuScenes folder")
     cache = GTCache.open(path)
     cache.require(split=split, version=args.version, pc_range=PC_RANGES[args.pc_range])
     return cache
@@ -132,7 +148,8 @@ def build_loader(args: argparse.Namespace, config: ModelConfig, cache: GTCache, 
                                   augment, args.seed)
     sampler = EpochSampler(len(dataset), args.seed) if train else None
     return DataLoader(dataset, args.batch_size, sampler=sampler, num_workers=args.num_workers,
-                      collate_fn=collate, pin_memory=torch.cuda.is_available())
+                      collate_fn=collate, pin_memory=torch.cuda.is_available(),
+                      generator=torch.Generator())  # of its own, or it would draw from the model's dropout
 
 
 def prepare_output(args: argparse.Namespace) -> Path:
@@ -149,6 +166,17 @@ def prepare_output(args: argparse.Namespace) -> Path:
     return folder
 
 
+def check_resumed_settings(checkpoint: dict, config: ModelConfig, args: argparse.Namespace) -> None:
+    """Raise UserError for the first setting that shapes the result and differs from the checkpoint's."""
+    before, now = config_of(checkpoint, args.resume).to_dict(), config.to_dict()
+    before.update({name: checkpoint["args"].get(name) for name in RESULT_FLAGS})
+    now.update({name: getattr(args, name) for name in RESULT_FLAGS})
+    for name in now.keys() - {"llm_path"}:  # the weights decide, wherever they lie; load_trainable compares them
+        if now[name] != before[name]:
+            raise UserError(f"{args.resume}: was trained with {name} {before[name]}, this run has {now[name]}; resume "
+                            f"with the settings in {Path(args.resume).parent / 'config.json'}")
+
+
 class Trainer:
     """Model, optimizer and loaders of one run, and the loop over them."""
 
@@ -156,7 +184,7 @@ class Trainer:
                  val_loader: DataLoader, log: RunLog, folder: Path):
         self.args, self.config, self.log, self.folder = args, config, log, folder
         self.train_loader, self.val_loader = train_loader, val_loader
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = default_device()
         self.dtype = AUTOCAST[args.precision]
         torch.manual_seed(args.seed)
         self.model: MapDetector = build_detector(config).to(self.device)
@@ -176,7 +204,8 @@ class Trainer:
         try:
             losses = self.criterion(outputs, batch)
             loss = self.criterion.total(losses)
-            parts = {name: value.item() for name, value in {"loss": loss, **losses}.items()}
+            values = torch.stack([loss, *losses.values()]).tolist()  # one copy from the device
+            parts = dict(zip(("loss", *losses), values, strict=True))
             if not math.isfinite(parts["loss"]):
                 raise FloatingPointError(f"the loss is {parts['loss']}, its parts {parts}")
         except FloatingPointError as error:
@@ -206,7 +235,7 @@ class Trainer:
             asked = time.monotonic()
             for index, batch in enumerate(self.train_loader):
                 waited += time.monotonic() - asked
-                learning_rates = format_learning_rates(self.optimizer)
+                learning_rates, lr = format_learning_rates(self.optimizer), self.scheduler.get_last_lr()
                 parts, grad_norm = self.train_step(batch)
                 bar.update()
                 if self.step % self.args.log_interval == 0 or index + 1 == steps:
@@ -217,7 +246,7 @@ class Trainer:
                         f"(data {waited / (self.step - since_step):.2f}) {learning_rates}"
                     )
                     self.log.record(kind="train", epoch=self.epoch + 1, step=self.step, grad_norm=grad_norm,
-                                    seconds_per_step=seconds, lr=self.scheduler.get_last_lr(), **parts)
+                                    seconds_per_step=seconds, lr=lr, **parts)
                     waited, since, since_step = 0.0, time.monotonic(), self.step
                 asked = time.monotonic()
 
@@ -249,14 +278,11 @@ class Trainer:
             "step": self.step,
             "best_map": self.best_map,
             "rng_state": torch.get_rng_state(),
+            "cuda_rng_states": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
         }
 
-    def restore(self, path: str) -> None:
-        """Go on from a checkpoint as if nothing had happened. Raises UserError when it does not fit."""
-        checkpoint = load_checkpoint(path)
-        if ModelConfig.from_dict(checkpoint["model_config"]) != self.config:
-            raise UserError(f"{path}: its model has other settings than this run; resume with the flags in "
-                            f"{Path(path).parent / 'config.json'}")
+    def restore(self, checkpoint: dict, path: str) -> None:
+        """Go on from a checkpoint as if nothing had happened. Raises UserError when its tensors do not fit."""
         load_trainable(self.model, checkpoint, path)
         self.optimizer.load_state_dict(checkpoint["optimizer_state_dict"])
         self.scheduler.load_state_dict(checkpoint["scheduler_state_dict"])
@@ -264,6 +290,8 @@ class Trainer:
         self.epoch, self.step = checkpoint["epoch"], checkpoint["step"]
         self.best_map = checkpoint["best_map"]
         torch.set_rng_state(checkpoint["rng_state"])
+        if self.device.type == "cuda" and checkpoint["cuda_rng_states"]:
+            torch.cuda.set_rng_state_all(checkpoint["cuda_rng_states"])
 
     def run(self) -> None:
         """Epochs until the last; checkpoints, the best and the final model on the way."""
@@ -273,13 +301,18 @@ class Trainer:
             self.train_epoch()
             self.epoch += 1
             last = self.epoch == self.args.epochs
-            if self.epoch % self.args.eval_interval == 0 or last:
+            evaluates = self.epoch % self.args.eval_interval == 0 or last
+            saves = self.epoch % self.args.save_interval == 0 or last
+            path = self.folder / f"checkpoint_epoch_{self.epoch}.pth"
+            if saves:  # before validation, whose failure must not cost the epoch
+                save_checkpoint(self.state(), path)
+            if evaluates:
                 score = self.validate()
                 if score > self.best_map:
                     self.best_map = score
                     save_checkpoint(self.state(), self.folder / "best_model.pth")
-            if self.epoch % self.args.save_interval == 0 or last:
-                save_checkpoint(self.state(), self.folder / f"checkpoint_epoch_{self.epoch}.pth")
+                    if saves:  # again, with the best score
+                        save_checkpoint(self.state(), path)
         save_checkpoint(self.state(), self.folder / "final_model.pth")
         self.log.line(f"best mAP {self.best_map:.3f}; checkpoints in {self.folder}")
 
@@ -302,17 +335,20 @@ def build_config(args: argparse.Namespace) -> ModelConfig:
 def main() -> None:
     args = parse_args()
     config = build_config(args)
+    checkpoint = load_checkpoint(args.resume) if args.resume else None
+    if checkpoint:
+        check_resumed_settings(checkpoint, config, args)
     folder = prepare_output(args)
     train_cache, val_cache = open_cache(args, "train"), open_cache(args, "val")
     train_loader = build_loader(args, config, train_cache, train=True)
     val_loader = build_loader(args, config, val_cache, train=False)
     log = RunLog(folder)
     trainer = Trainer(args, config, train_loader, val_loader, log, folder)
-    if args.resume:
-        trainer.restore(args.resume)
-    folder.mkdir(parents=True, exist_ok=True)
+    if checkpoint:
+        trainer.restore(checkpoint, args.resume)
     settings = {"args": vars(args), "model_config": config.to_dict(), "classes": list(CLASSES)}
-    (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    with replacing(folder / "config.json") as file:
+        file.write((json.dumps(settings, indent=2) + "\n").encode())
     trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in trainer.model.parameters())
     log.line(f"preset {args.preset}, LLM {config.llm_path}: {trainable / 1e6:.2f} M of {total / 1e6:.2f} M parameters "

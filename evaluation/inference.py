@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,13 +14,29 @@ from evaluation.vectors import Vectors
 from models.config import ModelConfig
 from models.detector import MapDetector, build_detector
 from utils.checkpoint import load_checkpoint, load_trainable
+from utils.errors import UserError
 from utils.run_log import progress_bar
 
 
-def load_detector(path: str | Path, device: torch.device) -> tuple[MapDetector, ModelConfig]:
-    """The detector of a checkpoint, in eval mode. Raises UserError when the file is not one or does not fit."""
+def config_of(checkpoint: dict, path: str | Path) -> ModelConfig:
+    """The model settings of a checkpoint. Raises UserError when this code does not know them."""
+    try:
+        return ModelConfig.from_dict(checkpoint["model_config"])
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: model settings of another version ({error}); use that version of the code") from error
+
+
+def load_detector(
+    path: str | Path, device: torch.device, llm_path: str | None = None
+) -> tuple[MapDetector, ModelConfig]:
+    """The detector of a checkpoint, in eval mode; llm_path says where its LLM lies on this machine, if elsewhere.
+
+    Raises UserError when the file is not a checkpoint or does not fit.
+    """
     checkpoint = load_checkpoint(path)
-    config = ModelConfig.from_dict(checkpoint["model_config"])
+    config = config_of(checkpoint, path)
+    if llm_path:
+        config = replace(config, llm_path=llm_path)
     model = build_detector(config)
     load_trainable(model, checkpoint, path)
     return model.to(device).eval(), config

@@ -79,7 +79,8 @@ class MapDetector(nn.Module):
         mask = map_attention_mask(text_valid, *shape)
         position_ids = map_position_ids(text_valid, *shape)
         embeddings = torch.cat([text, scene.to(text.dtype), queries.to(text.dtype)], dim=1)  # [B, T, D]
-        states = self.llm(embeddings, mask, position_ids)
+        # The LLM computes in its own precision, everything after it in that of the scene tokens.
+        states = self.llm(embeddings, mask, position_ids).to(scene.dtype)
         num_text = text.shape[1]
         return states[:, num_text : num_text + num_scene], states[:, num_text + num_scene :]
 

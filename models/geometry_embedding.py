@@ -63,6 +63,7 @@ class GeometryEmbedding(nn.Module):
     def forward(
         self, lidar2img: Tensor, ground_z: Tensor, grid: tuple[int, int], image_size: tuple[int, int]
     ) -> Tensor:
+        """lidar2img [B, V, 4, 4] to pixels of image_size (H, W), ground_z [B] metres, grid (h, w) -> [B, V, h*w, C]."""
         with torch.no_grad(), torch.autocast(lidar2img.device.type, enabled=False):
             rays, centre = patch_rays(lidar2img, grid, image_size)
             points, distance, valid = ground_intersection(rays, centre, ground_z.float(), self.pc_range)

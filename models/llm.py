@@ -5,6 +5,7 @@
 import zlib
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, LlamaConfig, LlamaModel
 
@@ -90,7 +91,7 @@ def build_llm(config: ModelConfig) -> FrozenLLM | None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(config.llm_path)
         model = AutoModel.from_pretrained(config.llm_path, attn_implementation="sdpa")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"--llm-path {config.llm_path}: no language model could be loaded ({reason[:300]}); "

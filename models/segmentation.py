@@ -77,6 +77,7 @@ class SegmentationHead(nn.Module):
         self.classify = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, num_classes))
 
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """tokens [B, V, h*w, width] on a grid (h, w) to logits [B, V, C, h, w]."""
         return self.classify(tokens).float().transpose(2, 3).unflatten(3, grid)
 
 

@@ -7,11 +7,11 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 REQUIREMENTS=${1:-requirements.txt}
 PYTHON=${PYTHON:-python3}
 
+"$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+    echo "error: $("$PYTHON" --version 2>&1): Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11" >&2
+    exit 2
+}
 if [ -z "${VIRTUAL_ENV:-}" ] && [ -z "${CONDA_PREFIX:-}" ]; then
-    "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
-        echo "error: $("$PYTHON" --version 2>&1): Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11" >&2
-        exit 2
-    }
     [ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
     VIRTUAL_ENV="$PWD/.venv"
 fi

@@ -5,7 +5,7 @@
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-DATAROOT=${DATAROOT:-data/nuscenes}
+DATAROOT=${DATAROOT:-${NUSCENES_DATAROOT:-data/nuscenes}}
 VERSION=${VERSION:-v1.0-trainval}
 PRESET=${PRESET:-base}
 LLM_PATH=${LLM_PATH:-}                  # empty: what the preset says

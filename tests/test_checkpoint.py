@@ -4,15 +4,23 @@ import torch
 from evaluation.inference import load_detector
 from models.detector import build_detector
 from tests.micro import micro_config, random_batch
-from utils.checkpoint import frozen_identity, load_checkpoint, load_trainable, save_checkpoint, trainable_state
+from utils.checkpoint import (
+    CHECKPOINT_KEYS,
+    frozen_identity,
+    load_checkpoint,
+    load_trainable,
+    save_checkpoint,
+    trainable_state,
+)
 from utils.errors import UserError
 
 
 def make_checkpoint(config, seed=0):
     torch.manual_seed(seed)
     model = build_detector(config)
-    state = {"epoch": 1, "model_state_dict": trainable_state(model), "model_config": config.to_dict(),
-             "frozen_identity": frozen_identity(model), "args": {}}
+    state = dict.fromkeys(CHECKPOINT_KEYS, 0)
+    state |= {"model_state_dict": trainable_state(model), "model_config": config.to_dict(),
+              "frozen_identity": frozen_identity(model)}
     return model, state
 
 
@@ -77,3 +85,11 @@ def test_the_identity_notices_one_changed_frozen_tensor():
     with torch.no_grad():
         model.llm.model.norm.weight[3] += 0.5
     assert frozen_identity(model) != before
+
+
+def test_settings_of_another_version_are_one_line(tmp_path):
+    _, state = make_checkpoint(micro_config())
+    state["model_config"]["num_wheels"] = 4
+    save_checkpoint(state, tmp_path / "model.pth")
+    with pytest.raises(UserError, match="model.pth: model settings of another version .*num_wheels"):
+        load_detector(tmp_path / "model.pth", torch.device("cpu"))

@@ -4,8 +4,9 @@ from transformers import LlamaForCausalLM
 
 from models.attention_mask import map_attention_mask, map_position_ids
 from models.config import RandomLLMConfig
+from models.detector import build_detector
 from models.llm import FrozenLLM, build_llm, build_random_llama
-from tests.micro import micro_config
+from tests.micro import micro_config, random_batch
 from utils.errors import UserError
 
 CONFIG = RandomLLMConfig(hidden_size=16, num_layers=2, num_heads=2, mlp_size=32, vocab_size=64)
@@ -84,3 +85,11 @@ def test_a_path_without_a_model_is_one_line(tmp_path):
     with pytest.raises(UserError, match="no language model could be loaded") as caught:
         build_llm(micro_config(llm_path=str(tmp_path)))
     assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+def test_a_half_precision_model_feeds_a_full_precision_decoder():
+    """Vicuna is published in float16 and transformers loads it so; without autocast the decoder is float32."""
+    model = build_detector(micro_config()).eval()
+    model.llm.to(torch.bfloat16)
+    outputs = model(random_batch(micro_config()))
+    assert outputs["pred_pts"].dtype == torch.float32 and torch.isfinite(outputs["pred_pts"]).all()

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 import train_map_detection
 from data.gt_cache import GTCache
 from tests.micro import micro_config
-from train_map_detection import EpochSampler, Trainer, build_loader, main, parse_args
+from train_map_detection import EpochSampler, Trainer, build_loader, check_resumed_settings, main, parse_args
+from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
 from utils.run_log import RunLog
 
@@ -33,7 +35,7 @@ def make_trainer(folder: Path, world: Path, caches: dict[str, Path], *flags: str
     args = parse_args(["--preset", "tiny", "--dataroot", str(world), "--num-workers", "0", "--batch-size", "3",
                        "--epochs", "2", "--warmup-steps", "2", "--lr-decoder", "1e-3", "--log-interval", "1",
                        "--mirror", "0.5", "--precision", "fp32", *flags])
-    config = micro_config()
+    config = micro_config(decoder=replace(micro_config().decoder, dropout=0.1))
     loaders = [build_loader(args, config, GTCache.open(caches[s]), train=s == "train") for s in ("train", "val")]
     return Trainer(args, config, *loaders, RunLog(folder), folder)
 
@@ -52,7 +54,8 @@ def test_two_epochs_equal_one_and_a_resumed_one_bit_for_bit(precision, tmp_path,
     torch.save(first.state(), tmp_path / "halves" / "checkpoint_epoch_1.pth")
     torch.manual_seed(99)  # another process would start anywhere
     second = make_trainer(tmp_path / "halves", synthetic_world, caches, *flags)
-    second.restore(str(tmp_path / "halves" / "checkpoint_epoch_1.pth"))
+    path = str(tmp_path / "halves" / "checkpoint_epoch_1.pth")
+    second.restore(load_checkpoint(path), path)
     second.run()
     whole, halves = (weights(tmp_path / name / "final_model.pth") for name in ("whole", "halves"))
     assert whole["step"] == halves["step"] == 6
@@ -131,12 +134,11 @@ def one_line_error(result: subprocess.CompletedProcess, *words: str) -> None:
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path, synthetic_world, caches):
     world = str(synthetic_world)
     out = tmp_path / "out"
-    one_line_error(run_script("--dataroot", "/no/such", "--output-dir", str(out)), "/no/such", "generate_gt_cache.py")
+    one_line_error(run_script("--dataroot", "/no/such", "--output-dir", str(out)), "/no/such", "no such folder")
     one_line_error(run_script("--dataroot", world, "--gt-cache-train", str(caches["val"]), "--output-dir", str(out)),
                    str(caches["val"]), "expected train")
     one_line_error(run_script("--dataroot", world, "--pc-range", "100x50", "--gt-cache-train", str(caches["train"]),
                               "--output-dir", str(out)), str(caches["train"]), "pc_range")
-    one_line_error(run_script("--batch-size", "0"), "--batch-size 0")
     assert not out.exists(), "nothing half-written"
 
 
@@ -160,4 +162,24 @@ def test_a_checkpoint_of_another_model_is_refused_at_resume(tmp_path, synthetic_
     path = tmp_path / "micro" / "checkpoint_epoch_1.pth"
     torch.save(trainer.state(), path)
     result = run_script("--dataroot", str(synthetic_world), "--resume", str(path))
-    one_line_error(result, str(path), "other settings")
+    one_line_error(result, str(path), "was trained with")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    ["--batch-size 0", "--epochs 0", "--lr-decoder -1", "--lr-decoder nan", "--grad-clip 0", "--seed -1",
+     "--mirror 1.5", "--fp16 --precision bf16", "--preset base"],
+)
+def test_a_flag_that_cannot_be_meant_is_named(flags):
+    with pytest.raises(UserError, match=flags.split()[0]):
+        parse_args(["--preset", "tiny", *flags.split()])
+
+
+@pytest.mark.parametrize("flag, value", [("seed", 1), ("batch_size", 2), ("precision", "bf16"), ("lr_decoder", 0.5)])
+def test_a_resumption_with_a_setting_that_shapes_the_result_is_refused(flag, value, tmp_path, synthetic_world, caches):
+    trainer = make_trainer(tmp_path, synthetic_world, caches)
+    checkpoint = trainer.state()
+    check_resumed_settings(checkpoint, trainer.config, trainer.args)
+    setattr(trainer.args, flag, value)
+    with pytest.raises(UserError, match=f"{flag} .*this run has {value}"):
+        check_resumed_settings(checkpoint, trainer.config, trainer.args)

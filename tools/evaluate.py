@@ -13,7 +13,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch  # noqa: E402
 from torch.utils.data import DataLoader  # noqa: E402
 
 from data.dataset import MapDetectionDataset, collate  # noqa: E402
@@ -22,15 +21,17 @@ from evaluation.chamfer_ap import PROTOCOLS, THRESHOLDS, evaluate, format_table,
 from evaluation.formats import read_ground_truth, read_predictions, write_maptr_predictions  # noqa: E402
 from evaluation.inference import ground_truth_of, load_detector, predict  # noqa: E402
 from evaluation.vectors import Vectors  # noqa: E402
+from utils.device import default_device  # noqa: E402
 from utils.errors import UserError, run_cli  # noqa: E402
-from utils.files import replacing  # noqa: E402
+from utils.files import default_dataroot, replacing  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", help="a .pth file of train_map_detection.py")
     parser.add_argument("--gt-cache", help="the split, made by tools/generate_gt_cache.py")
-    parser.add_argument("--dataroot", default="data/nuscenes", help="folder with the images (default: %(default)s)")
+    parser.add_argument("--dataroot", default=default_dataroot(), help="folder with the images (default: %(default)s)")
+    parser.add_argument("--llm-path", help="where the checkpoint's LLM lies, if not where it was in training")
     parser.add_argument("--predictions", help="MapTR's or StreamMapNet's predictions, instead of a checkpoint")
     parser.add_argument("--ground-truth", help="MapTR's ground truth, beside --predictions")
     parser.add_argument("--protocol", default="maptr", choices=PROTOCOLS)
@@ -41,6 +42,8 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if bool(args.checkpoint) == bool(args.predictions):
         raise UserError("--checkpoint or --predictions: give one of the two")
+    if args.batch_size < 1 or args.num_workers < 0:
+        raise UserError(f"--batch-size {args.batch_size} --num-workers {args.num_workers}: at least 1 and 0 are needed")
     beside = ("--gt-cache", args.gt_cache) if args.checkpoint else ("--ground-truth", args.ground_truth)
     if not beside[1]:
         raise UserError(f"{beside[0]}: missing, there is nothing to compare with; see --help")
@@ -51,8 +54,8 @@ def predict_checkpoint(
     args: argparse.Namespace,
 ) -> tuple[dict[str, Vectors], dict[str, Vectors], tuple[float, ...]]:
     """Predictions of the checkpoint and ground truth of the cache by sample token, and the range's thresholds."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, config = load_detector(args.checkpoint, device)
+    device = default_device()
+    model, config = load_detector(args.checkpoint, device, args.llm_path)
     cache = GTCache.open(args.gt_cache)
     cache.require(pc_range=config.pc_range)
     dataset = MapDetectionDataset(cache, args.dataroot, config.image_size, config.crop_top, config.num_points)

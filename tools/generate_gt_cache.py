@@ -6,7 +6,6 @@ Reads the nuScenes tables and the map expansion once; training then needs the ca
 import argparse
 import json
 import multiprocessing
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from data.records import SampleRecord  # noqa: E402
 from data.splits import SPLITS, resolve_split  # noqa: E402
 from data.vectorize import PATCH_MARGINS, MapVectorizer  # noqa: E402
 from utils.errors import UserError, run_cli  # noqa: E402
-from utils.files import replacing  # noqa: E402
+from utils.files import default_dataroot, replacing  # noqa: E402
 from utils.frame import CLASSES, PC_RANGES  # noqa: E402
 
 # Maps of the cities by name, in each worker process.
@@ -55,7 +54,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     started = time.perf_counter()
-    dataroot = Path(args.dataroot or os.environ.get("NUSCENES_DATAROOT") or "data/nuscenes")
+    dataroot = Path(args.dataroot or default_dataroot())
     split = resolve_split(args.split, args.version)
     default = default_cache_path(dataroot, args.version, split, args.pc_range)
     output = Path(args.output) if args.output else default

@@ -20,7 +20,7 @@ from evaluation.drawing import draw_sample  # noqa: E402
 from evaluation.formats import read_predictions  # noqa: E402
 from evaluation.vectors import Vectors, no_vectors  # noqa: E402
 from utils.errors import UserError, run_cli  # noqa: E402
-from utils.files import replacing  # noqa: E402
+from utils.files import default_dataroot, replacing  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
@@ -50,7 +50,7 @@ def main() -> None:
             f"{args.gt_cache}: no sample {args.index}, expected 0 to {len(cache) - 1}; give another --index"
         )
     record = cache[index]
-    dataroot = args.dataroot or os.environ.get("NUSCENES_DATAROOT") or "data/nuscenes"
+    dataroot = args.dataroot or default_dataroot()
     predictions = None
     if args.predictions:
         by_token = read_predictions(args.predictions)

@@ -10,6 +10,10 @@ from utils.errors import UserError
 from utils.files import replacing
 
 _SAMPLES_PER_TENSOR = 4096
+CHECKPOINT_KEYS = frozenset({
+    "epoch", "model_state_dict", "optimizer_state_dict", "scheduler_state_dict", "args",  # what others expect
+    "scaler_state_dict", "step", "best_map", "rng_state", "model_config", "frozen_identity",  # exact resumption
+})
 
 
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:
@@ -61,9 +65,12 @@ def load_trainable(model: nn.Module, checkpoint: dict, path: str | Path) -> None
 
 
 def save_checkpoint(checkpoint: dict, path: Path) -> None:
-    """A reader sees the old file or the new one, never half of it."""
+    """A reader sees the old file or the new one, never half of it. Raises UserError when it cannot be written."""
     with replacing(path) as file:
-        torch.save(checkpoint, file)
+        try:
+            torch.save(checkpoint, file)
+        except RuntimeError as error:  # torch's writer hides the system's reason for a short write
+            raise UserError(f"{path}: cannot be written ({error.__context__ or error}); free some space") from error
 
 
 def load_checkpoint(path: str | Path) -> dict:
@@ -75,7 +82,6 @@ def load_checkpoint(path: str | Path) -> dict:
     except Exception as error:  # a damaged zip or pickle raises one of a dozen types
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{path}: not a readable checkpoint ({reason}); take an earlier one") from error
-    needed = {"epoch", "model_state_dict", "frozen_identity", "model_config", "args"}
-    if not isinstance(checkpoint, dict) or not needed <= checkpoint.keys():
+    if not isinstance(checkpoint, dict) or not CHECKPOINT_KEYS <= checkpoint.keys():
         raise UserError(f"{path}: not a checkpoint of this project; give a .pth file made by train_map_detection.py")
     return checkpoint

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Where files lie, and files that appear whole or not at all."""
 
 import contextlib
 import os
@@ -6,6 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from utils.errors import UserError
+
+
+def default_dataroot() -> str:
+    """The nuScenes folder where --dataroot is not given."""
+    return os.environ.get("NUSCENES_DATAROOT") or "data/nuscenes"
 
 
 @contextlib.contextmanager
@@ -30,4 +35,5 @@ def replacing(path: str | Path) -> Iterator:
             f"free some space or choose another place"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what could not be made cannot be removed either
+            temporary.unlink()

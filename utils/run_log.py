@@ -1,6 +1,7 @@
 """What a run says: lines on the terminal and in train.log, numbers in metrics.jsonl."""
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -22,13 +23,13 @@ class RunLog:
             file.write(text + "\n")
 
     def record(self, **values: object) -> None:
-        """Append one JSON object; NaN becomes null."""
-        clean = {k: None if isinstance(v, float) and v != v else v for k, v in values.items()}
+        """Append one JSON object; what is not finite becomes null."""
+        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         with open(self.metrics_path, "a") as file:
             file.write(json.dumps(clean) + "\n")
 
 
-def progress_bar(total: int, description: str, start: int = 0) -> tqdm:
+def progress_bar(total: int, description: str) -> tqdm:
     """A bar on a terminal, silence elsewhere (the log lines say enough there)."""
-    return tqdm(total=total, initial=start, desc=description, disable=not sys.stderr.isatty(), leave=False,
+    return tqdm(total=total, desc=description, disable=not sys.stderr.isatty(), leave=False,
                 dynamic_ncols=True)
