@@ -272,7 +272,7 @@ class Trainer:
             "optimizer_state_dict": self.optimizer.state_dict(),
             "scheduler_state_dict": self.scheduler.state_dict(),
             "scaler_state_dict": self.scaler.state_dict(),
-            "args": vars(self.args),
+            "args": dict(vars(self.args)),
             "model_config": self.config.to_dict(),
             "frozen_identity": self.frozen_identity,
             "step": self.step,
