@@ -180,6 +180,7 @@ def test_a_resumption_with_a_setting_that_shapes_the_result_is_refused(flag, val
     trainer = make_trainer(tmp_path, synthetic_world, caches)
     checkpoint = trainer.state()
     check_resumed_settings(checkpoint, trainer.config, trainer.args)
+    trainer.args.resume = "run/checkpoint_epoch_1.pth"
     setattr(trainer.args, flag, value)
     with pytest.raises(UserError, match=f"{flag} .*this run has {value}"):
         check_resumed_settings(checkpoint, trainer.config, trainer.args)
