@@ -171,7 +171,8 @@ def check_resumed_settings(checkpoint: dict, config: ModelConfig, args: argparse
     before, now = config_of(checkpoint, args.resume).to_dict(), config.to_dict()
     before.update({name: checkpoint["args"].get(name) for name in RESULT_FLAGS})
     now.update({name: getattr(args, name) for name in RESULT_FLAGS})
-    for name in sorted(now.keys() - {"llm_path"}):  # the weights decide, wherever they lie; load_trainable compares them
+    # Of the LLM the weights decide, wherever they lie, and load_trainable compares those.
+    for name in sorted(now.keys() - {"llm_path"}):
         if now[name] != before[name]:
             raise UserError(f"{args.resume}: was trained with {name} {before[name]}, this run has {now[name]}; resume "
                             f"with the settings in {Path(args.resume).parent / 'config.json'}")
