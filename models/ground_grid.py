@@ -49,7 +49,7 @@ class GroundGrid(nn.Module):
         self.pc_range = pc_range
         self.shape = tuple(round((pc_range[3 + axis] - pc_range[axis]) / cell_m) for axis in (1, 0))  # Y, X
         self.input = nn.Conv2d(dim, width, 1)
-        # Growing dilation: a cell hears of a line 5 m away, so that a dashed one is seen as one.
+        # Growing dilation: a cell hears of a line 7 cells away, so that a dashed one is seen as one.
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.Conv2d(width, width, 3, padding=d, dilation=d), nn.GroupNorm(4, width), nn.GELU())
             for d in (1, 2, 4)

@@ -1,11 +1,15 @@
 """Fixtures that several test files share."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from data.synthetic.plan import WorldSettings
 from data.synthetic.world import write_world
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +26,14 @@ def synthetic_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     write_world(root, settings, num_workers=1)
     return root
+
+
+@pytest.fixture(scope="session")
+def caches(synthetic_world: Path) -> dict[str, Path]:
+    """Caches of the tiny world's two splits."""
+    paths = {}
+    for split in ("train", "val"):
+        paths[split] = synthetic_world / "gt_cache" / f"v1.0-trainval_{split}_60x30.safetensors"
+        command = ["tools/generate_gt_cache.py", "--split", split, "--dataroot", str(synthetic_world)]
+        subprocess.run([sys.executable, *command, "--overwrite"], cwd=ROOT, check=True, capture_output=True)
+    return paths

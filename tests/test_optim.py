@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -8,7 +10,7 @@ def test_linear_warm_up_then_half_a_cosine():
     factors = [lr_factor(step, warmup_steps=4, total_steps=14) for step in range(15)]
     assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
     assert factors[4] == 1.0 and factors[9] == pytest.approx(0.5) and factors[14] == pytest.approx(0.0)
-    assert all(a >= b for a, b in zip(factors[3:], factors[4:], strict=False))
+    assert all(a >= b for a, b in pairwise(factors[3:]))
     assert lr_factor(20, 4, 14) == pytest.approx(0.0), "past the end it stays at zero"
     assert lr_factor(0, 0, 10) == 1.0, "no warm-up"
 

@@ -18,17 +18,6 @@ from utils.run_log import RunLog
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture(scope="session")
-def caches(synthetic_world: Path) -> dict[str, Path]:
-    """Caches of the tiny world's two splits."""
-    paths = {}
-    for split in ("train", "val"):
-        paths[split] = synthetic_world / "gt_cache" / f"v1.0-trainval_{split}_60x30.safetensors"
-        command = ["tools/generate_gt_cache.py", "--split", split, "--dataroot", str(synthetic_world)]
-        subprocess.run([sys.executable, *command, "--overwrite"], cwd=ROOT, check=True, capture_output=True)
-    return paths
-
-
 def make_trainer(folder: Path, world: Path, caches: dict[str, Path], *flags: str) -> Trainer:
     """A trainer of the micro model on the tiny world, in-process."""
     folder.mkdir(parents=True, exist_ok=True)
