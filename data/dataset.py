@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from data.geometry import invert_rigid, is_closed, lidar2img_matrix, resample_line
+from data.geometry import invert_rigid, lidar2img_matrix
 from data.gt_cache import GTCache
 from data.images import adjust_colours, load_image, mirror_image
+from data.polylines import is_closed, resample_lines
 from data.records import SampleRecord
 from data.transforms import (
     Augmentation,
@@ -78,8 +79,7 @@ class MapDetectionDataset(Dataset):
         augmentation = self.augmentation_of(index)
         images, lidar2img = self._cameras(record, augmentation)
         labels, pts_m = transform_lines(record.labels, record.pts_m, augmentation, self.pc_range)
-        pts = [resample_line(line, self.num_points) for line in pts_m]
-        pts = np.array(pts).reshape(-1, self.num_points, 2)
+        pts = resample_lines(pts_m, self.num_points)  # [G, P, 2]
         # Crossings reach 0.2 m beyond the range (MapTR's margin); as targets they end at its edge.
         pts = np.clip(normalize_pts(pts, self.pc_range), 0.0, 1.0)
         return {

@@ -1,4 +1,4 @@
-"""Pure geometry on numpy arrays: rotations, rigid transforms, camera matrices, polylines.
+"""Pure geometry on numpy arrays: rotations, rigid transforms, camera matrices.
 
 Quaternions are [w, x, y, z] as in nuScenes. Pixel coordinates follow the intrinsics of nuScenes and OpenCV:
 the centre of the top-left pixel is (0, 0). Every function takes empty input and returns empty output.
@@ -57,6 +57,15 @@ def without_roll_and_pitch(pose: np.ndarray) -> np.ndarray:
     return level
 
 
+def transform_plane(pts: np.ndarray, pose: np.ndarray) -> np.ndarray:
+    """Points [N, 2] of the plane z = 0 moved by a level transform [4, 4], float64 [N, 2].
+
+    Element by element, so that equal points stay equal to the bit and a ring stays closed.
+    """
+    x, y = np.asarray(pts, np.float64).T
+    return np.stack([pose[axis, 0] * x + pose[axis, 1] * y + pose[axis, 3] for axis in (0, 1)], axis=1)
+
+
 def lidar2img_matrix(camera_intrinsic: np.ndarray, cam2lidar: np.ndarray) -> np.ndarray:
     """Intrinsics [..., 3, 3] and camera-to-LiDAR extrinsics [..., 4, 4] to projections [..., 4, 4].
 
@@ -77,56 +86,3 @@ def project_to_image(pts_3d: np.ndarray, lidar2img: np.ndarray) -> tuple[np.ndar
     depth = homogeneous[:, 2]
     safe_depth = np.where(np.abs(depth) < 1e-6, 1e-6, depth)
     return homogeneous[:, :2] / safe_depth[:, None], depth
-
-
-def is_closed(pts: np.ndarray) -> bool:
-    """A ring repeats its first point and has at least three distinct vertices."""
-    return len(pts) >= 4 and bool(np.all(pts[0] == pts[-1]))
-
-
-def resample_line(pts: np.ndarray, num_points: int) -> np.ndarray:
-    """Resample a polyline [N, 2] to num_points points [num_points, 2] at equal arc length, ends included.
-
-    A line of zero length becomes num_points copies of its point. An empty line gives an empty array [0, 2].
-    """
-    pts = np.asarray(pts, np.float64)
-    if len(pts) == 0:
-        return pts.reshape(0, 2)
-    arc = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(pts, axis=0), axis=1))])
-    at = np.linspace(0.0, arc[-1], num_points)
-    return np.stack([np.interp(at, arc, pts[:, axis]) for axis in range(pts.shape[1])], axis=1)
-
-
-def line_length(pts: np.ndarray) -> float:
-    """Length of a polyline [N, 2]."""
-    return float(np.linalg.norm(np.diff(pts, axis=0), axis=1).sum())
-
-
-def clip_line(pts: np.ndarray, low: np.ndarray, high: np.ndarray) -> list[np.ndarray]:
-    """The pieces [n, 2] of a polyline [N, 2] inside the box low [2] .. high [2], in the line's order.
-
-    A ring that lies inside stays one closed ring; a ring that is cut becomes open pieces, none of them broken
-    where the ring happens to start. A line that only touches the box gives nothing (Liang and Barsky, 1984).
-    """
-    if len(pts) < 2:
-        return []
-    if np.all((pts >= low) & (pts <= high)):
-        return [pts]
-    start, step = pts[:-1], np.diff(pts, axis=0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        at = np.stack([(low - start) / step, (high - start) / step])  # [2, N-1, 2]
-    along = step == 0  # parallel to an axis: inside its slab all the way or not at all
-    within = (start >= low) & (start <= high)
-    enter = np.where(along, np.where(within, 0.0, 2.0), at.min(axis=0)).max(axis=1).clip(min=0.0)
-    leave = np.where(along, 1.0, at.max(axis=0)).min(axis=1).clip(max=1.0)
-    pieces: list[list[np.ndarray]] = []
-    previous = -2  # last segment whose end lies inside
-    for k in np.flatnonzero(enter < leave):
-        if enter[k] > 0.0 or previous != k - 1:
-            pieces.append([start[k] + enter[k] * step[k]])
-        pieces[-1].append(pts[k + 1] if leave[k] == 1.0 else start[k] + leave[k] * step[k])
-        previous = k if leave[k] == 1.0 else -2
-    starts_inside = len(pieces) > 0 and enter[0] == 0.0 and leave[0] > 0.0
-    if is_closed(pts) and len(pieces) > 1 and starts_inside and previous == len(step) - 1:
-        pieces[0] = pieces.pop() + pieces[0][1:]
-    return [np.array(piece, pts.dtype) for piece in pieces]

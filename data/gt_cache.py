@@ -21,14 +21,17 @@ from utils.errors import UserError
 from utils.files import replacing
 from utils.frame import CAMERAS, CLASSES, PC_RANGES
 
-SCHEMA = 1
+SCHEMA = 2
 FORMAT = "map_detection_gt_cache"
 _MAX_HEADER_BYTES = 1 << 27
 
 
-def default_cache_path(dataroot: str | Path, version: str, split: str, pc_range: str = "60x30") -> Path:
+def default_cache_path(
+    dataroot: str | Path, version: str, split: str, pc_range: str = "60x30", gt_style: str = "maptr"
+) -> Path:
     """Where a split's cache lies unless the user says otherwise; pc_range is a name in PC_RANGES."""
-    name = f"{version}_{resolve_split(split, version)}_{pc_range}.safetensors"
+    style = "" if gt_style == "maptr" else f"_{gt_style}"
+    name = f"{version}_{resolve_split(split, version)}_{pc_range}{style}.safetensors"
     return Path(dataroot) / "gt_cache" / name
 
 
@@ -136,6 +139,7 @@ class GTCache:
             camera_intrinsic=t["camera_intrinsic"][index].copy(),
             cam2lidar=t["cam2lidar"][index].copy(),
             lidar2global=t["lidar2global"][index].copy(),
+            ego2global=t["ego2global"][index].copy(),
             ground_z=float(t["ground_z"][index]),
             labels=t["labels"][first:last].astype(np.int64),
             pts_m=[points[begin:end] for begin, end in zip(bounds[:-1], bounds[1:], strict=True)],

@@ -59,7 +59,7 @@ def read_records(nusc: NuScenes, split: str) -> list[SampleRecord]:
             scene_of.append(scene)
             token = samples[-1]["next"]
     readings = [_sensor_readings(nusc, sample) for sample in samples]
-    camera_to_lidar, lidar_to_global = _poses(nusc, readings)
+    camera_to_lidar, lidar_to_global, ego_to_global = _poses(nusc, readings)
     no_labels, no_lines = np.zeros(0, np.int64), []
     return [
         SampleRecord(
@@ -72,12 +72,13 @@ def read_records(nusc: NuScenes, split: str) -> list[SampleRecord]:
             camera_intrinsic=np.array([_calibration(nusc, r)["camera_intrinsic"] for r in sensors[:-1]]),
             cam2lidar=cam2lidar,
             lidar2global=lidar2global,
+            ego2global=ego2global,
             ground_z=-float(lidar2global[2, 3]),  # the road is at global z = 0
             labels=no_labels,
             pts_m=no_lines,
         )
-        for sample, scene, sensors, cam2lidar, lidar2global in zip(
-            samples, scene_of, readings, camera_to_lidar, lidar_to_global, strict=True
+        for sample, scene, sensors, cam2lidar, lidar2global, ego2global in zip(
+            samples, scene_of, readings, camera_to_lidar, lidar_to_global, ego_to_global, strict=True
         )
     ]
 
@@ -108,8 +109,8 @@ def _calibration(nusc: NuScenes, reading: dict) -> dict:
     return nusc.get("calibrated_sensor", reading["calibrated_sensor_token"])
 
 
-def _poses(nusc: NuScenes, readings: list[list[dict]]) -> tuple[np.ndarray, np.ndarray]:
-    """Camera to level LiDAR frame [N, V, 4, 4] and level LiDAR to global [N, 4, 4].
+def _poses(nusc: NuScenes, readings: list[list[dict]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Camera to level LiDAR frame [N, V, 4, 4], level LiDAR to global and level ego to global [N, 4, 4].
 
     Every sensor has its own ego pose at its own time, and the way between two of them leads through the
     global frame, so what the car moved meanwhile is made up for.
@@ -122,6 +123,8 @@ def _poses(nusc: NuScenes, readings: list[list[dict]]) -> tuple[np.ndarray, np.n
         rotation = np.array([[record["rotation"] for record in row] for row in records])  # [N, S, 4]
         return pose_matrix(translation, rotation)
 
-    sensor2global = matrices(ego) @ matrices(mounted)  # [N, S, 4, 4]
+    ego2global = matrices(ego)  # [N, S, 4, 4]
+    sensor2global = ego2global @ matrices(mounted)
     lidar2global = without_roll_and_pitch(sensor2global[:, -1])
-    return invert_rigid(lidar2global)[:, None] @ sensor2global[:, :-1], lidar2global
+    cam2lidar = invert_rigid(lidar2global)[:, None] @ sensor2global[:, :-1]
+    return cam2lidar, lidar2global, without_roll_and_pitch(ego2global[:, -1])

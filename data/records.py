@@ -5,8 +5,8 @@ N samples, V cameras, T instances and K polyline points in the whole split:
     timestamp [N] int64 us         camera_intrinsic [N,V,3,3] f64     instance_offsets [N+1] int64 into labels
     scene, location [N] int32      cam2lidar [N,V,4,4] f64            labels [T] uint8
     ground_z [N] f64 metres        lidar2global [N,4,4] f64           point_offsets [T+1] int64 into points
-    image_sizes [N,V,2] int32      sample_tokens, image_paths: bytes  points [K,2] f32 metres, LiDAR frame
-    (W, H)                         with offsets [N+1], [N*V+1]
+    image_sizes [N,V,2] int32      ego2global [N,4,4] f64             points [K,2] f32 metres, LiDAR frame
+    (W, H)                         sample_tokens, image_paths: bytes with offsets [N+1], [N*V+1]
 """
 
 from collections.abc import Sequence
@@ -28,6 +28,7 @@ TENSORS = {
     "camera_intrinsic": "F64",
     "cam2lidar": "F64",
     "lidar2global": "F64",
+    "ego2global": "F64",
     "ground_z": "F64",
     "image_sizes": "I32",
     "scene": "I32",
@@ -52,6 +53,7 @@ class SampleRecord:
     camera_intrinsic: np.ndarray  # [V, 3, 3] float64
     cam2lidar: np.ndarray  # [V, 4, 4] float64, each camera at its own timestamp
     lidar2global: np.ndarray  # [4, 4] float64, yaw and translation only
+    ego2global: np.ndarray  # [4, 4] float64, the car at LIDAR_TOP's time, yaw and translation only
     ground_z: float  # height of the road plane in the LiDAR frame, metres
     labels: np.ndarray  # [G] int64, index into CLASSES
     pts_m: list[np.ndarray]  # G arrays [n, 2] float32, metres; a closed ring repeats its first point
@@ -83,6 +85,7 @@ def records_to_tensors(
         "timestamp": (),
         "ground_z": (),
         "lidar2global": (4, 4),
+        "ego2global": (4, 4),
         "image_sizes": (cameras, 2),
         "camera_intrinsic": (cameras, 3, 3),
         "cam2lidar": (cameras, 4, 4),

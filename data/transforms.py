@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.geometry import clip_line, line_length
+from data.geometry import transform_plane
+from data.polylines import clip_line, line_length
 from utils.frame import CAMERAS
 
 # A line shorter than this (metres) is numerical dust of the map union, no target to learn.
@@ -123,9 +124,7 @@ def transform_lines(
     low, high = np.array(pc_range[:2]), np.array(pc_range[3:5])
     kept_labels, kept_pts = [], []
     for label, line in zip(labels.tolist(), pts_m, strict=True):
-        x, y = line.astype(np.float64).T
-        # Element by element, so that equal points stay equal to the bit and a ring stays closed.
-        moved = np.stack([matrix[0, 0] * x + matrix[0, 1] * y, matrix[1, 0] * x + matrix[1, 1] * y], axis=1)
+        moved = transform_plane(line, matrix)
         if augmentation.mirror:
             moved = moved[::-1]
         pieces = clip_line(moved, low, high) if augmentation.rotation_rad else [moved]

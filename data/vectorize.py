@@ -1,75 +1,71 @@
-"""nuScenes map expansion to the polylines around one key frame, as MapTR makes them (needs shapely).
+"""Polylines around one key frame, out of a city's map, as two published systems make them (needs shapely).
 
-MapTR (Liao et al., ICLR 2023) takes a patch of the map centred on the LiDAR and turned by its yaw:
-divider       road_divider, then lane_divider lines cut by the patch, one instance for every piece
-ped_crossing  rings, outer and inner, of the union of the crossings in the patch
-boundary      rings of union(union(road_segment), union(lane)) in the patch, cut again by the patch shrunk by
-              0.2 m so that no edge of the patch remains; outer rings clockwise, inner counter-clockwise
+Both cut a patch of pc_range's size out of the map. divider: road_divider and lane_divider lines, one instance for
+every piece. boundary: rings of union(union(road_segment), union(lane)) in the patch, cut again by the patch shrunk
+by 0.2 m so that no edge of the patch remains; outer rings clockwise, inner counter-clockwise. The styles differ in
+
+                maptr (MapTR, Liao et al., ICLR 2023)   streammapnet (StreamMapNet, Yuan et al., WACV 2024)
+    patch       centred on the LiDAR, turned by its     centred on the ego origin, turned by its yaw;
+                yaw; x right, y forward                 x forward, y left
+    ped_crossing  rings, outer and inner, of the union  outer rings, always closed; a crossing unites with
+                of all crossings                        those whose boxes touch it and that are nearly parallel
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
 import shapely
 
 from data.geometry import yaw_of
-from utils.errors import UserError
+from data.map_expansion import LINE_LAYERS, read_layers
+from data.records import SampleRecord
 from utils.frame import CLASSES
 
-# Metres by which the patch grows (+) or shrinks (-) before it cuts the rings of a class.
-PATCH_MARGINS = {"ped_crossing": 0.2, "boundary": -0.2}
-LINE_LAYERS = ("road_divider", "lane_divider")
-POLYGON_LAYERS = ("ped_crossing", "road_segment", "lane")
-_OLDEST_MAP_VERSION = (1, 3)
+GT_STYLES = ("maptr", "streammapnet")
+# Metres by which the patch shrinks before it cuts the boundaries.
+BOUNDARY_MARGIN = 0.2
+# streammapnet: crossings are nearly parallel when 1 - |cos| between their long sides is smaller (8 degrees).
+_PARALLEL = 0.01
+
+
+def patch_pose(record: SampleRecord, gt_style: str) -> np.ndarray:
+    """The pose [4, 4] whose frame a style's patch lies in: lidar2global or ego2global."""
+    return record.lidar2global if gt_style == "maptr" else record.ego2global
 
 
 class MapVectorizer:
     """The map of one city, indexed; `vectorize` gives the polylines around a pose."""
 
-    def __init__(self, dataroot: str | Path, location: str, pc_range: tuple[float, ...]):
-        """Read <dataroot>/maps/expansion/<location>.json.
+    def __init__(
+        self, dataroot: str | Path, location: str, pc_range: tuple[float, ...], gt_style: str = "maptr"
+    ):
+        """Read <dataroot>/maps/expansion/<location>.json; gt_style is one of GT_STYLES.
 
-        Raises UserError when it is missing, older than 1.3, or lacks a layer.
+        Raises UserError when the map is missing, older than 1.3, or lacks a layer.
         """
-        path = map_expansion_path(dataroot, location)
-        tables = _read_map(path)
-        try:
-            nodes = {node["token"]: (node["x"], node["y"]) for node in tables["node"]}
-            geometries, self.invalid_tokens = _read_layers(tables, nodes)
-        except (KeyError, TypeError) as error:
-            raise UserError(
-                f"{path}: a record refers to {error}, which is not there; unpack the map expansion again"
-            ) from error
+        assert gt_style in GT_STYLES
+        geometries, self.invalid_tokens = read_layers(dataroot, location)
         # One tree a layer over the whole city, so that a sample's cost does not grow with the city.
         self._layers = {name: shapely.STRtree(found) for name, found in geometries.items()}
-        x_min, y_min, _, x_max, y_max, _ = pc_range
-        self._patch = shapely.box(x_min, y_min, x_max, y_max)
-        margin = PATCH_MARGINS["boundary"]
-        self._inner_patch = shapely.box(x_min - margin, y_min - margin, x_max + margin, y_max + margin)
+        self._gt_style = gt_style
+        half = np.array(pc_range[3:5])
+        if gt_style == "streammapnet":
+            half = half[::-1]  # x is the long side there
+        self._patch = shapely.box(*-half, *half)
+        self._inner_patch = shapely.box(*(BOUNDARY_MARGIN - half), *(half - BOUNDARY_MARGIN))
 
-    def vectorize(self, lidar2global: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Labels [G] int64 and polylines [n, 2] float32, metres in the LiDAR frame of lidar2global [4, 4].
+    def vectorize(self, patch2global: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Labels [G] int64 and polylines [n, 2] float32, metres in the frame of patch2global [4, 4].
 
-        Only the yaw, x and y of the pose are used. Instances come in the order of the classes; the same pose
-        gives the same bytes.
+        patch2global: see patch_pose; only its yaw, x and y are used. Instances come in the order of the
+        classes; the same pose gives the same bytes.
         """
-        yaw = yaw_of(lidar2global)
-        rotation = np.array([[np.cos(yaw), -np.sin(yaw)], [np.sin(yaw), np.cos(yaw)]])  # local to global
-        origin = lidar2global[:2, 3]
-        patch = shapely.transform(self._patch, lambda pts: pts @ rotation.T + origin)
-
-        def inside(layer: str) -> np.ndarray:
-            tree = self._layers[layer]
-            found = tree.geometries[np.sort(tree.query(patch, predicate="intersects"))]
-            return shapely.transform(_cut(found, patch), lambda pts: (pts - origin) @ rotation)
-
-        dividers = [_line_parts(inside(layer)) for layer in LINE_LAYERS]
-        # No ring of a crossing reaches the grown patch: the crossings were cut by the patch itself.
-        crossings = _rings(shapely.union_all(_polygon_parts(inside("ped_crossing"))))
-        roads = [shapely.union_all(_polygon_parts(inside(layer))) for layer in ("road_segment", "lane")]
-        boundaries = _merged(shapely.intersection(_rings(shapely.union_all(roads)), self._inner_patch))
-        by_class = {"divider": np.concatenate(dividers), "ped_crossing": crossings, "boundary": boundaries}
+        inside = self._layers_inside(patch2global)
+        by_class = {
+            "divider": np.concatenate([_line_parts(inside[layer]) for layer in LINE_LAYERS]),
+            "ped_crossing": self._crossings(inside["ped_crossing"]),
+            "boundary": self._boundaries(inside["road_segment"], inside["lane"]),
+        }
         labels = np.repeat(np.arange(len(CLASSES)), [len(by_class[name]) for name in CLASSES])
         lines = np.concatenate([by_class[name] for name in CLASSES])
         pts, of_line = shapely.get_coordinates(lines, return_index=True)
@@ -77,69 +73,37 @@ class MapVectorizer:
         pts_m = np.split(pts.astype(np.float32), bounds) if len(lines) else []
         return labels.astype(np.int64), pts_m
 
+    def _layers_inside(self, patch2global: np.ndarray) -> dict[str, np.ndarray]:
+        """What the patch cuts out of each layer, in the patch's frame and in the order of the map's records."""
+        yaw = yaw_of(patch2global)
+        rotation = np.array([[np.cos(yaw), -np.sin(yaw)], [np.sin(yaw), np.cos(yaw)]])  # local to global
+        origin = patch2global[:2, 3]
+        patch = shapely.transform(self._patch, lambda pts: pts @ rotation.T + origin)
+        inside = {}
+        for layer, tree in self._layers.items():
+            found = tree.geometries[np.sort(tree.query(patch, predicate="intersects"))]
+            inside[layer] = shapely.transform(_cut(found, patch), lambda pts: (pts - origin) @ rotation)
+        return inside
 
-def map_expansion_path(dataroot: str | Path, location: str) -> Path:
-    """Where nuScenes keeps the vector map of a city."""
-    return Path(dataroot) / "maps" / "expansion" / f"{location}.json"
+    def _crossings(self, crossings: np.ndarray) -> np.ndarray:
+        """Rings of the crossings in the patch."""
+        crossings = _polygon_parts(crossings)
+        if self._gt_style == "maptr":
+            # MapTR cuts the rings by the patch grown by 0.2 m, which no ring of what the patch cut can reach.
+            return _rings(shapely.union_all(crossings))
+        united = _polygon_parts(_unite_parallel(crossings))
+        return _clockwise(shapely.get_exterior_ring(united))
 
-
-def _read_map(path: Path) -> dict:
-    """The map's tables, checked for presence and version. Raises UserError."""
-    fix = "unpack nuScenes-map-expansion-v1.3.zip into the dataroot's maps folder"
-    if not path.is_file():
-        raise UserError(f"{path}: no such map expansion; {fix}")
-    try:
-        tables = json.loads(path.read_bytes())
-        version = str(tables.get("version", "1.0"))
-        outdated = tuple(int(part) for part in version.split(".")) < _OLDEST_MAP_VERSION
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path}: not a map expansion ({error}); {fix}") from error
-    if outdated:
-        raise UserError(f"{path}: map expansion version {version}, expected 1.3 or later; {fix}")
-    needed = (*LINE_LAYERS, *POLYGON_LAYERS, "node", "line", "polygon")
-    missing = [name for name in needed if name not in tables]
-    if missing:
-        raise UserError(f"{path}: layer {missing[0]} is missing, expected {', '.join(needed)}; {fix}")
-    return tables
-
-
-def _read_layers(tables: dict, nodes: dict) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
-    """Geometries of each layer in global metres, and the tokens of the invalid ones, which are left out.
-
-    A line without two nodes, a polygon without three and a hole without three are left out silently: nuScenes
-    has them as placeholders.
-    """
-    lines = {record["token"]: record["node_tokens"] for record in tables["line"]}
-    polygons = {record["token"]: record for record in tables["polygon"]}
-    geometries, invalid = {}, {}
-
-    def points(tokens: list[str]) -> list[tuple[float, float]]:
-        return [nodes[token] for token in tokens]
-
-    for layer in LINE_LAYERS:
-        used = [points(lines[record["line_token"]]) for record in tables[layer]]
-        geometries[layer] = np.array([shapely.LineString(pts) for pts in used if len(pts) >= 2], object)
-    for layer in POLYGON_LAYERS:
-        found, tokens = [], []
-        for record in tables[layer]:
-            polygon = polygons[record["polygon_token"]]
-            exterior = points(polygon["exterior_node_tokens"])
-            holes = [points(hole["node_tokens"]) for hole in polygon["holes"]]
-            if len(exterior) >= 3:
-                found.append(shapely.Polygon(exterior, [hole for hole in holes if len(hole) >= 3]))
-                tokens.append(record["token"])
-        found = np.array(found, object)
-        # MapTR leaves self-crossing polygons out rather than mend them, so its numbers depend on that.
-        valid = shapely.is_valid(found)
-        geometries[layer] = found[valid]
-        invalid[layer] = [token for token, ok in zip(tokens, valid, strict=True) if not ok]
-    return geometries, invalid
+    def _boundaries(self, road_segments: np.ndarray, lanes: np.ndarray) -> np.ndarray:
+        """Outlines of the road in the patch, without the edges that the patch has cut."""
+        roads = [shapely.union_all(_polygon_parts(layer)) for layer in (road_segments, lanes)]
+        return _merged(shapely.intersection(_rings(shapely.union_all(roads)), self._inner_patch))
 
 
 def _cut(geometries: np.ndarray, patch: shapely.Polygon) -> np.ndarray:
     """Geometries cut by a polygon; areas wholly inside are passed on as they are.
 
-    Lines are cut even then, because that parts a line where it crosses itself, as it does for MapTR.
+    Lines are cut even then, because that parts a line where it crosses itself, as it does in the published code.
     """
     shapely.prepare(patch)
     whole = shapely.contains_properly(patch, geometries) & (shapely.get_dimensions(geometries) == 2)
@@ -164,14 +128,50 @@ def _polygon_parts(geometries: np.ndarray) -> np.ndarray:
 def _rings(area: shapely.Geometry) -> np.ndarray:
     """Outer rings (clockwise), then inner rings (counter-clockwise) of a polygonal geometry."""
     polygons = _polygon_parts(np.array([area], object))
-    exterior = shapely.get_exterior_ring(polygons)
     holes = shapely.get_num_interior_rings(polygons)
     of_hole = np.repeat(np.arange(len(polygons)), holes)
     number = np.concatenate([*(np.arange(count) for count in holes), np.zeros(0, np.int64)])
     interior = shapely.get_interior_ring(polygons[of_hole], number)
-    exterior = np.where(shapely.is_ccw(exterior), shapely.reverse(exterior), exterior)
     interior = np.where(shapely.is_ccw(interior), interior, shapely.reverse(interior))
-    return np.concatenate([exterior, interior])
+    return np.concatenate([_clockwise(shapely.get_exterior_ring(polygons)), interior])
+
+
+def _clockwise(rings: np.ndarray) -> np.ndarray:
+    """The same rings, each turning clockwise."""
+    return np.where(shapely.is_ccw(rings), shapely.reverse(rings), rings)
+
+
+def _unite_parallel(crossings: np.ndarray) -> np.ndarray:
+    """StreamMapNet's union: each crossing not yet taken, in their order, takes all free ones that suit it.
+
+    Suiting ones have a bounding box that touches its own and a long side nearly parallel to its own. What
+    they are united with does not grow the box, so that the outcome depends on the order of the records.
+    """
+    if len(crossings) < 2:
+        return crossings
+    low, high = np.split(shapely.bounds(crossings), 2, axis=1)  # [N, 2] each
+    touching = np.all((low[:, None] <= high[None]) & (low[None] <= high[:, None]), axis=2)  # [N, N]
+    direction = _long_sides(crossings)
+    suits = touching & (1 - np.abs(direction @ direction.T) < _PARALLEL)
+    free = np.ones(len(crossings), bool)
+    united = []
+    for first in range(len(crossings)):
+        if free[first]:
+            members = free & suits[first]
+            members[first] = True
+            free &= ~members
+            united.append(shapely.union_all(crossings[members]))
+    return np.array(united, object)
+
+
+def _long_sides(polygons: np.ndarray) -> np.ndarray:
+    """Unit directions [N, 2] of the longer side of each polygon's smallest enclosing rectangle."""
+    corners = shapely.get_coordinates(shapely.oriented_envelope(polygons)).reshape(-1, 5, 2)
+    sides = corners[:, 1:3] - corners[:, :2]  # [N, 2, 2]
+    length = np.linalg.norm(sides, axis=2)
+    longest = np.argmax(length, axis=1)[:, None]
+    side = np.take_along_axis(sides, longest[..., None], axis=1)[:, 0]
+    return side / np.take_along_axis(length, longest, axis=1)
 
 
 def _merged(cut_rings: np.ndarray) -> np.ndarray:

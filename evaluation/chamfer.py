@@ -1,37 +1,9 @@
-"""Resampling of polylines and Chamfer distances between them, many lines at a time."""
-
-from collections.abc import Sequence
+"""Chamfer distances between polylines, many pairs at a time."""
 
 import numpy as np
 
 # Pairs measured at once: their 4 x 200 x 200 float64 distances are 1.3 MB, which stay in a CPU's cache.
 PAIRS_AT_ONCE = 4
-
-
-def resample_lines(lines: Sequence[np.ndarray], num_points: int) -> np.ndarray:
-    """Resample N polylines [n_i, 2] to [N, num_points, 2] float64 at equal arc length, ends included.
-
-    The same as data.geometry.resample_line on each, in one pass. A line of zero length becomes copies of its
-    point; every line needs at least one point.
-    """
-    if len(lines) == 0:
-        return np.zeros((0, num_points, 2))
-    pts = np.concatenate(lines).astype(np.float64)  # [M, 2]
-    counts = np.array([len(line) for line in lines])
-    first = np.cumsum(counts) - counts  # [N]
-    last = first + counts - 1  # [N]
-    steps = np.hypot(*np.diff(pts, axis=0).T)  # [M-1]
-    steps[last[:-1]] = 0.0  # the jump from one line to the next is no length
-    arc = np.concatenate([[0.0], np.cumsum(steps)])  # [M]
-    length = arc[last] - arc[first]
-    at = arc[first][:, None] + np.linspace(0.0, 1.0, num_points) * length[:, None]  # [N, num_points]
-
-    left = np.searchsorted(arc, at, side="right") - 1
-    left = np.clip(left, first[:, None], np.maximum(last - 1, first)[:, None])
-    right = np.minimum(left + 1, last[:, None])
-    span = arc[right] - arc[left]
-    share = np.divide(at - arc[left], span, out=np.zeros_like(at), where=span > 0)
-    return pts[left] + np.clip(share, 0.0, 1.0)[..., None] * (pts[right] - pts[left])
 
 
 def chamfer_distances(

@@ -18,7 +18,8 @@ from multiprocessing import get_context
 
 import numpy as np
 
-from evaluation.chamfer import chamfer_distances, resample_lines
+from data.polylines import resample_lines
+from evaluation.chamfer import chamfer_distances
 from evaluation.line_buffers import bands_touch
 from evaluation.vectors import Vectors, no_vectors
 from utils.errors import UserError

@@ -50,6 +50,7 @@ def make_record(index: int, labels: np.ndarray, pts_m: list[np.ndarray], width: 
         camera_intrinsic=intrinsics,
         cam2lidar=cam2lidar,
         lidar2global=np.eye(4),
+        ego2global=np.eye(4),
         ground_z=GROUND_Z,
         labels=labels,
         pts_m=pts_m,

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.geometry import resample_line
-from evaluation.chamfer import chamfer_distances, resample_lines
+from data.polylines import resample_lines
+from evaluation.chamfer import chamfer_distances
 from evaluation.chamfer_ap import average_precision, evaluate, format_table, match_sample, summarize
 from evaluation.formats import (
     read_ground_truth,
@@ -198,15 +198,6 @@ def test_samples_without_predictions_and_classes_without_truth():
 def test_a_token_that_is_not_in_the_ground_truth():
     with pytest.raises(UserError, match="stranger"):
         evaluate({"stranger": no_vectors(True)}, {"a": no_vectors(False)})
-
-
-def test_batched_resampling_equals_resampling_one_by_one():
-    rng = np.random.default_rng(3)
-    lines = [random_line(rng, ring=index % 2 == 0) for index in range(9)]
-    lines += [np.array([[1.0, 2.0], [1.0, 2.0]]), np.array([[0.0, 0.0], [0.0, 0.0], [3.0, 4.0]])]
-    expected = np.stack([resample_line(line, 37) for line in lines])
-    np.testing.assert_allclose(resample_lines(lines, 37), expected, atol=1e-12)
-    assert resample_lines([], 5).shape == (0, 5, 2)
 
 
 def test_pruned_chamfer_distances_equal_the_plain_definition():

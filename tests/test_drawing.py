@@ -54,6 +54,7 @@ def record():
         camera_intrinsic=np.tile(INTRINSIC, (6, 1, 1)),
         cam2lidar=np.stack([camera_looking(yaws[name]) for name in CAMERAS]),
         lidar2global=np.eye(4),
+        ego2global=np.eye(4),
         ground_z=GROUND_Z,
         labels=np.array([0, 2]),
         pts_m=[np.array([[x, -29.0], [x, 29.0]], np.float32) for x in (2.0, -9.0)],

@@ -136,8 +136,8 @@ def test_another_safetensors_file_is_refused(tmp_path):
 
 
 def test_another_schema_is_refused(cache_path):
-    edit_header(cache_path, r"\"schema\": 1", r"\"schema\": 7")
-    with pytest.raises(UserError, match=r"schema 7, expected 1; .*generate_gt_cache\.py"):
+    edit_header(cache_path, r"\"schema\": 2", r"\"schema\": 7")
+    with pytest.raises(UserError, match=r"schema 7, expected 2; .*generate_gt_cache\.py"):
         GTCache.open(cache_path)
 
 

@@ -9,7 +9,8 @@ import shapely
 from nuscenes.map_expansion.map_api import NuScenesMap
 from nuscenes.nuscenes import NuScenes
 
-from data.geometry import invert_rigid, pose_matrix, project_to_image, resample_line
+from data.geometry import invert_rigid, pose_matrix, project_to_image
+from data.polylines import resample_lines
 from data.synthetic.plan import LOCATIONS
 from utils.frame import CAMERAS
 
@@ -90,7 +91,7 @@ def _vote(image, projection, center, line, kind, shift) -> bool | None:
     if np.linalg.norm(line - center, axis=1).min() > 40:
         return None
     length = np.linalg.norm(np.diff(line, axis=0), axis=1).sum()
-    pts = resample_line(line, int(length / 0.25) + 2)
+    (pts,) = resample_lines([line], int(length / 0.25) + 2)
     step = np.gradient(pts, axis=0)
     normal = np.stack([-step[:, 1], step[:, 0]], axis=1) / np.maximum(np.linalg.norm(step, axis=1), 1e-9)[:, None]
     pts = pts + shift * normal

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.geometry import is_closed
 from data.images import adjust_colours, load_image
+from data.polylines import is_closed
 from data.transforms import (
     Augmentation,
     AugmentConfig,

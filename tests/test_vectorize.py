@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from data.geometry import is_closed, line_length
+from data.polylines import is_closed, line_length
 from data.vectorize import MapVectorizer
 from tests.reference import REFERENCE, needs_reference
 from utils.errors import UserError
@@ -212,7 +212,7 @@ def test_bad_maps_are_named(city, tmp_path, change, message):
 
 
 def test_missing_and_broken_map_files_are_named(city, tmp_path):
-    with pytest.raises(UserError, match=r"atlantis\.json: no such map expansion; unpack"):
+    with pytest.raises(UserError, match=r"atlantis\.json: no such map expansion, cities there: none; unpack"):
         MapVectorizer(tmp_path, "atlantis", PC_RANGE)
     city.write(tmp_path)
     for content in ("[1, 2]", '{"version": '):

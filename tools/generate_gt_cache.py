@@ -18,11 +18,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from data.gt_cache import default_cache_path, write_gt_cache  # noqa: E402
+from data.geometry import invert_rigid, transform_plane  # noqa: E402
+from data.gt_cache import GTCache, default_cache_path, write_gt_cache  # noqa: E402
 from data.nuscenes_reader import check_images, load_tables, read_records  # noqa: E402
 from data.records import SampleRecord  # noqa: E402
 from data.splits import SPLITS, resolve_split  # noqa: E402
-from data.vectorize import PATCH_MARGINS, MapVectorizer  # noqa: E402
+from data.vectorize import BOUNDARY_MARGIN, GT_STYLES, MapVectorizer, patch_pose  # noqa: E402
 from utils.errors import UserError, run_cli  # noqa: E402
 from utils.files import default_dataroot, replacing  # noqa: E402
 from utils.frame import CLASSES, PC_RANGES  # noqa: E402
@@ -40,10 +41,16 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--version", default="v1.0-trainval")
     parser.add_argument("--output", help="default: <dataroot>/gt_cache/<version>_<split>_<range>.safetensors")
     parser.add_argument("--pc-range", default="60x30", choices=PC_RANGES, help="length x width in metres")
-    parser.add_argument("--gt-style", default="maptr", choices=["maptr"], help="how the vectors are made")
+    parser.add_argument(
+        "--gt-style", default="maptr", choices=GT_STYLES, help="whose vectors; data/vectorize.py tells them apart"
+    )
     parser.add_argument("--num-workers", type=int, default=0, help="processes; 0 works in this one")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
-    parser.add_argument("--export-json", help="also write {sample_token: {class: [[[x, y], ...], ...]}}")
+    parser.add_argument(
+        "--export-json",
+        help="also write {sample_token: {class: [[[x, y], ...], ...]}} in metres: LiDAR frame (maptr), "
+        "ego frame (streammapnet)",
+    )
     parser.add_argument("--skip-image-check", action="store_true", help="do not look for the image files")
     args = parser.parse_args()
     if args.num_workers < 0:
@@ -56,18 +63,18 @@ def main() -> None:
     started = time.perf_counter()
     dataroot = Path(args.dataroot or default_dataroot())
     split = resolve_split(args.split, args.version)
-    default = default_cache_path(dataroot, args.version, split, args.pc_range)
+    default = default_cache_path(dataroot, args.version, split, args.pc_range, args.gt_style)
     output = Path(args.output) if args.output else default
-    for path in (output, args.export_json):
-        if path and Path(path).exists() and not args.overwrite:
-            raise UserError(f"{path}: is already there; give --overwrite to replace it or another name")
+    pc_range = PC_RANGES[args.pc_range]
+    if not args.overwrite:
+        for path in (output, args.export_json):
+            refuse_existing(path, split, args.version, pc_range, args.gt_style)
     records = read_records(load_tables(dataroot, args.version), split)
     if not args.skip_image_check:
         check_images(records, dataroot)
-    pc_range = PC_RANGES[args.pc_range]
     cities = sorted({record.location for record in records})
-    vectorizers = {city: MapVectorizer(dataroot, city, pc_range) for city in cities}
-    records = vectorize_records(records, vectorizers, args.num_workers)
+    vectorizers = {city: MapVectorizer(dataroot, city, pc_range, args.gt_style) for city in cities}
+    records = vectorize_records(records, vectorizers, args.gt_style, args.num_workers)
     meta = {
         "split": split,
         "version": args.version,
@@ -75,19 +82,30 @@ def main() -> None:
         "shapely_version": package_version("shapely"),
         "pc_range": list(pc_range),
         "gt_style": args.gt_style,
-        "patch_margins": PATCH_MARGINS,
+        "boundary_margin": BOUNDARY_MARGIN,
     }
     write_gt_cache(output, records, meta)
     if args.export_json:
-        export_json(args.export_json, records)
+        export_json(args.export_json, records, args.gt_style)
     print_summary(output, records, vectorizers, time.perf_counter() - started)
 
 
+def refuse_existing(
+    path: str | Path | None, split: str, version: str, pc_range: Sequence[float], gt_style: str
+) -> None:
+    """Raise UserError when the file exists; of a cache the message says by which setting it differs."""
+    if path is None or not Path(path).exists():
+        return
+    if Path(path).suffix == ".safetensors":
+        GTCache.open(path).require(split=split, version=version, pc_range=pc_range, gt_style=gt_style)
+    raise UserError(f"{path}: is already there; give --overwrite to replace it or another name")
+
+
 def vectorize_records(
-    records: Sequence[SampleRecord], vectorizers: dict[str, MapVectorizer], num_workers: int
+    records: Sequence[SampleRecord], vectorizers: dict[str, MapVectorizer], gt_style: str, num_workers: int
 ) -> list[SampleRecord]:
     """The same records with their ground truth, in the same order for any number of workers."""
-    jobs = [(record.location, record.lidar2global) for record in records]
+    jobs = [(record.location, patch_pose(record, gt_style)) for record in records]
     bar = {"total": len(jobs), "unit": "sample", "disable": not sys.stderr.isatty()}
     if num_workers == 0:
         _start_worker(vectorizers)
@@ -95,19 +113,23 @@ def vectorize_records(
     else:
         with multiprocessing.Pool(num_workers, _start_worker, (vectorizers,)) as pool:
             found = list(tqdm(pool.imap(_vectorize, jobs, chunksize=32), **bar))
-    return [
-        replace(record, labels=labels, pts_m=pts_m)
-        for record, (labels, pts_m) in zip(records, found, strict=True)
-    ]
+    with_lines = []
+    for record, (labels, pts_m) in zip(records, found, strict=True):
+        if gt_style != "maptr":  # the cache is in the LiDAR frame whatever the style
+            patch2lidar = invert_rigid(record.lidar2global) @ patch_pose(record, gt_style)
+            pts_m = [transform_plane(pts, patch2lidar).astype(np.float32) for pts in pts_m]
+        with_lines.append(replace(record, labels=labels, pts_m=pts_m))
+    return with_lines
 
 
-def export_json(path: str, records: Sequence[SampleRecord]) -> None:
-    """Write {sample_token: {class name: list of polylines}}, metres, LiDAR frame."""
+def export_json(path: str, records: Sequence[SampleRecord], gt_style: str) -> None:
+    """Write {sample_token: {class name: list of polylines}}, metres, in the frame of the style's patch."""
     by_sample = {}
     for record in records:
         lines = by_sample[record.sample_token] = {name: [] for name in CLASSES}
+        lidar2patch = invert_rigid(patch_pose(record, gt_style)) @ record.lidar2global
         for label, pts in zip(record.labels, record.pts_m, strict=True):
-            lines[CLASSES[label]].append(pts.tolist())
+            lines[CLASSES[label]].append(transform_plane(pts, lidar2patch).tolist())
     with replacing(path) as file:
         file.write(json.dumps(by_sample).encode())
 
