@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from data.dataset import MapDetectionDataset, collate
-from data.gt_cache import GTCache, default_cache_path, range_name
+from data.gt_cache import GT_STYLES, GTCache, default_cache_path, range_name
+from data.splits import SPLITS
 from data.transforms import AugmentConfig
 from evaluation.chamfer_ap import evaluate, format_table, thresholds_for
 from evaluation.inference import config_of, ground_truth_of, move_batch, predict
@@ -48,6 +49,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     data.add_argument("--version", default="v1.0-trainval", help="nuScenes version the caches were made from")
     data.add_argument("--gt-cache-train", help="cache of the training split; made by tools/generate_gt_cache.py")
     data.add_argument("--gt-cache-val", help="cache of the validation split")
+    data.add_argument("--train-split", default="train", choices=SPLITS)
+    data.add_argument("--val-split", default="val", choices=SPLITS)
+    data.add_argument("--gt-style", default="maptr", choices=GT_STYLES, help="whose ground-truth vectors")
     data.add_argument("--pc-range", default="60x30", choices=PC_RANGES, help="length x width of the map in metres")
     data.add_argument("--num-workers", type=int, default=4, help="processes that decode images")
     data.add_argument("--mirror", type=float, default=0.0, help="probability of a left-right mirrored sample")
@@ -128,16 +132,24 @@ class EpochSampler(Sampler[int]):
         return iter(torch.randperm(self.length, generator=generator).tolist())
 
 
-def open_cache(args: argparse.Namespace, split: str) -> GTCache:
-    """The checked cache of `train` or `val`."""
-    path = getattr(args, f"gt_cache_{split}") or default_cache_path(
-        args.dataroot, args.version, split, args.pc_range
-    )
+def open_caches(args: argparse.Namespace) -> tuple[GTCache, GTCache]:
+    """The checked caches for training and validation, which share no scene."""
     if not Path(args.dataroot).is_dir():
         raise UserError(f"--dataroot {args.dataroot}: no such folder; give the nuScenes folder")
-    cache = GTCache.open(path)
-    cache.require(split=split, version=args.version, pc_range=PC_RANGES[args.pc_range])
-    return cache
+    caches = []
+    for split, path in ((args.train_split, args.gt_cache_train), (args.val_split, args.gt_cache_val)):
+        path = path or default_cache_path(args.dataroot, args.version, split, args.pc_range, args.gt_style)
+        cache = GTCache.open(path)
+        cache.require(split=split, version=args.version, pc_range=PC_RANGES[args.pc_range], gt_style=args.gt_style)
+        cache.verify()
+        caches.append(cache)
+    shared = set(caches[0].meta["scenes"]) & set(caches[1].meta["scenes"])
+    if shared:
+        raise UserError(
+            f"--train-split {args.train_split} --val-split {args.val_split}: share {len(shared)} scenes "
+            f"(the first: {min(shared)}), scores on them would mean nothing; take splits that go together"
+        )
+    return caches[0], caches[1]
 
 
 def build_loader(args: argparse.Namespace, config: ModelConfig, cache: GTCache, train: bool) -> DataLoader:
@@ -340,7 +352,7 @@ def main() -> None:
     if checkpoint:
         check_resumed_settings(checkpoint, config, args)
     folder = prepare_output(args)
-    train_cache, val_cache = open_cache(args, "train"), open_cache(args, "val")
+    train_cache, val_cache = open_caches(args)
     train_loader = build_loader(args, config, train_cache, train=True)
     val_loader = build_loader(args, config, val_cache, train=False)
     log = RunLog(folder)

@@ -22,6 +22,7 @@ from utils.files import replacing
 from utils.frame import CAMERAS, CLASSES, PC_RANGES
 
 SCHEMA = 2
+GT_STYLES = ("maptr", "streammapnet")  # whose vectors; data/vectorize.py tells them apart
 FORMAT = "map_detection_gt_cache"
 _MAX_HEADER_BYTES = 1 << 27
 

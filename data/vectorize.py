@@ -17,11 +17,11 @@ import numpy as np
 import shapely
 
 from data.geometry import yaw_of
+from data.gt_cache import GT_STYLES
 from data.map_expansion import LINE_LAYERS, read_layers
 from data.records import SampleRecord
 from utils.frame import CLASSES
 
-GT_STYLES = ("maptr", "streammapnet")
 # Metres by which the patch shrinks before it cuts the boundaries.
 BOUNDARY_MARGIN = 0.2
 # streammapnet: crossings are nearly parallel when 1 - |cos| between their long sides is smaller (8 degrees).

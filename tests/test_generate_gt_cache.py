@@ -30,19 +30,23 @@ def generate(*arguments, **environment):
     return done.returncode, done.stdout, done.stderr
 
 
-def check_gt(expected, actual):
+def check_gt(expected, actual, *flags):
+    """The reference checker's last line; it must pass."""
     done = subprocess.run(
-        [sys.executable, REFERENCE / "check_gt.py", expected, actual], capture_output=True, text=True
+        [sys.executable, REFERENCE / "check_gt.py", expected, actual, *flags], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout
-    assert "100.0000 % of" in done.stdout.splitlines()[-1], done.stdout
+    return done.stdout.splitlines()[-1]
 
 
 @pytest.fixture(scope="module")
 def parity_split(tmp_path_factory):
     """Caches and exports of gt_parity's two splits, train made by this process, val by two workers."""
-    folder = tmp_path_factory.mktemp("parity")
-    common = ["--dataroot", PARITY, "--version", "v1.0-mini", "--skip-image-check"]
+    return make_parity_split(tmp_path_factory.mktemp("parity"), "maptr")
+
+
+def make_parity_split(folder, gt_style):
+    common = ["--dataroot", PARITY, "--version", "v1.0-mini", "--skip-image-check", "--gt-style", gt_style]
     for split, workers in (("train", 0), ("val", 2)):
         outputs = ["--output", folder / f"{split}.safetensors", "--export-json", folder / f"{split}.json"]
         code, _, error = generate("--split", split, *common, *outputs, "--num-workers", workers)
@@ -50,13 +54,36 @@ def parity_split(tmp_path_factory):
     return folder
 
 
-@needs_reference
-def test_ground_truth_agrees_with_the_published_extractor(parity_split, tmp_path):
+def both_splits(folder):
+    """The exports of the two splits in one file."""
     merged = {}
     for split in ("train", "val"):
-        merged.update(json.loads((parity_split / f"{split}.json").read_text()))
-    (tmp_path / "actual.json").write_text(json.dumps(merged))
-    check_gt(PARITY / "expected_maptr.json", tmp_path / "actual.json")
+        merged.update(json.loads((folder / f"{split}.json").read_text()))
+    (folder / "actual.json").write_text(json.dumps(merged))
+    return folder / "actual.json"
+
+
+@needs_reference
+def test_ground_truth_agrees_with_maptr(parity_split):
+    assert "100.0000 % of" in check_gt(PARITY / "expected_maptr.json", both_splits(parity_split))
+
+
+@needs_reference
+def test_ground_truth_agrees_with_streammapnet(tmp_path):
+    """In the ego frame; how the published code closes a crossing at the patch's edge depends on rounding."""
+    actual = both_splits(make_parity_split(tmp_path, "streammapnet"))
+    expected = PARITY / "expected_streammapnet.json"
+    assert check_gt(expected, actual, "--min-share", "0.99", "--max-count-diff", "0.01").startswith("PASS")
+    cache = GTCache.open(tmp_path / "val.safetensors")
+    cache.require(gt_style="streammapnet")
+    exported = json.loads(actual.read_text())
+    for record in cache:
+        lidar2ego = np.linalg.inv(record.ego2global) @ record.lidar2global
+        assert 0.8 < np.linalg.norm(lidar2ego[:2, 3]) < 1.1  # the LiDAR sits about 0.94 m ahead
+        lines = [line for name in exported[record.sample_token].values() for line in name]
+        for pts, line in zip(record.pts_m, lines, strict=True):
+            in_ego = pts @ lidar2ego[:2, :2].T + lidar2ego[:2, 3]
+            np.testing.assert_allclose(in_ego, line, atol=1e-4)
 
 
 @needs_reference
@@ -94,7 +121,7 @@ def test_a_real_sample_with_defaults_from_the_environment(tmp_path):
     assert code == 0, error
     assert "1 samples, 4 divider, 0 ped_crossing, 4 boundary" in out
     assert "singapore-onenorth: 2 self-crossing polygons left out: ped_crossing 66abfeac" in out
-    check_gt(REAL / "expected_maptr.json", tmp_path / "real.json")
+    assert "100.0000 % of" in check_gt(REAL / "expected_maptr.json", tmp_path / "real.json")
     cache = GTCache.open(root / "gt_cache" / "v1.0-mini_mini_train_60x30.safetensors")
     record = cache[cache.index_of("ca9a282c9e77460f8360f564131a8af5")]
     assert (record.scene_name, record.location) == ("scene-0061", "singapore-onenorth")
@@ -206,6 +233,46 @@ def test_an_existing_output_is_kept_unless_told_otherwise(synthetic_world, tmp_p
     assert output.read_text() == "mine"
     run_main(monkeypatch, *arguments, "--overwrite")
     assert len(GTCache.open(output)) == 4
+
+
+def test_an_existing_cache_of_other_settings_is_named(synthetic_world, tmp_path, monkeypatch):
+    arguments = ["--split", "val", "--dataroot", synthetic_world, "--output", tmp_path / "cache.safetensors"]
+    run_main(monkeypatch, *arguments)
+    before = (tmp_path / "cache.safetensors").read_bytes()
+    for flag, value, message in (
+        ("--pc-range", "100x50", r"made for pc_range \[-15.0, .*--pc-range 100x50 --gt-style maptr --overwrite"),
+        ("--gt-style", "streammapnet", "made for gt_style maptr, expected streammapnet"),
+        ("--num-workers", "1", "is already there; give --overwrite"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run_main(monkeypatch, *arguments, flag, value)
+    assert (tmp_path / "cache.safetensors").read_bytes() == before
+
+
+def test_a_full_disk_leaves_the_old_cache_and_nothing_else(synthetic_world, tmp_path):
+    """A limit on the size of files stands in for the disk's."""
+    output = tmp_path / "cache.safetensors"
+    arguments = ["--split", "train", "--dataroot", synthetic_world, "--output", output, "--overwrite"]
+    assert generate(*arguments)[0] == 0
+    before = output.read_bytes()
+    limited = ["bash", "-c", 'ulimit -f 8; exec "$@"', "-", sys.executable, "tools/generate_gt_cache.py"]
+    done = subprocess.run([*limited, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"error: {output}: cannot be written (File too large), nothing was changed; "
+        "free some space or choose another place\n"
+    )
+    assert output.read_bytes() == before and list(tmp_path.iterdir()) == [output]
+
+
+def test_geographic_splits_take_their_scenes(synthetic_world, tmp_path, monkeypatch):
+    """scene-0001 is in geographic_val; scene-0002, and scene-0003 of the official val, in geographic_train."""
+    scenes = {}
+    for split in ("geographic_train", "geographic_val"):
+        output = tmp_path / split
+        run_main(monkeypatch, "--split", split, "--dataroot", synthetic_world, "--output", output)
+        scenes[split] = GTCache.open(output).meta["scenes"]
+    assert scenes == {"geographic_train": ["scene-0002", "scene-0003"], "geographic_val": ["scene-0001"]}
 
 
 def test_the_longer_range_makes_a_cache_of_its_own(synthetic_world, tmp_path, monkeypatch, capsys):

@@ -13,6 +13,22 @@ def test_orders_of_a_ring_and_of_an_open_line():
     assert {tuple(row) for row in table[0].tolist()} == {(0, 1, 2, 3), (3, 2, 1, 0)}
 
 
+def test_orders_of_the_shortest_line():
+    """Two points: an open line has two orders, and a ring of two equal points reads its first twice."""
+    assert order_table(2).tolist() == [[[0, 1], [1, 0]], [[0, 0], [0, 0]]]
+
+
+def test_lines_and_rings_shrunk_to_a_point_are_matched():
+    target = {
+        "labels": torch.tensor([0, 1]),
+        "pts": torch.tensor([0.25, 0.75])[:, None, None].expand(2, 4, 2),
+        "closed": torch.tensor([False, True]),
+    }
+    pts = torch.tensor([0.74, 0.5, 0.26])[:, None, None].expand(1, 1, 3, 4, 2)
+    matches = HungarianMatcher()(torch.zeros(1, 1, 3, 3), pts, pad_targets([target], 4, torch.device("cpu")))
+    assert sorted(zip(matches.instance.tolist(), matches.target.tolist(), strict=True)) == [(0, 1), (2, 0)]
+
+
 def test_matching_equals_brute_force():
     generator = torch.Generator().manual_seed(0)
     num_points = 4

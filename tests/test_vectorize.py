@@ -53,10 +53,11 @@ def city():
     return MapBuilder()
 
 
-def vectorize(city, tmp_path, pose=None):
+def vectorize(city, tmp_path, pose=None, gt_style="maptr"):
     """Polylines by class name around a pose."""
     city.write(tmp_path)
-    labels, pts_m = MapVectorizer(tmp_path, CITY, PC_RANGE).vectorize(np.eye(4) if pose is None else pose)
+    vectorizer = MapVectorizer(tmp_path, CITY, PC_RANGE, gt_style)
+    labels, pts_m = vectorizer.vectorize(np.eye(4) if pose is None else pose)
     assert labels.dtype == np.int64 and np.all(np.diff(labels) >= 0)
     assert all(pts.dtype == np.float32 for pts in pts_m)
     by_class = {name: [] for name in CLASSES}
@@ -123,6 +124,26 @@ def test_a_crossing_cut_by_the_patch_stays_a_ring(city, tmp_path):
     city.polygon("ped_crossing", box(10, 0, 20, 4))
     (ring,) = vectorize(city, tmp_path)["ped_crossing"]
     assert is_closed(ring) and ring[:, 0].max() == 15.0
+
+
+def test_streammapnet_unites_crossings_only_when_nearly_parallel(city, tmp_path):
+    city.polygon("ped_crossing", box(-5, 0, 0, 2))
+    city.polygon("ped_crossing", box(0, 0, 5, 2))  # in line with the first
+    city.polygon("ped_crossing", box(4, 1, 6, 9))  # square to it, though they overlap
+    city.polygon("ped_crossing", box(-9, -8, -1, -6))
+    rings = vectorize(city, tmp_path, gt_style="streammapnet")["ped_crossing"]
+    assert [signed_area(ring) for ring in rings] == pytest.approx([-20, -16, -16])
+    assert all(is_closed(ring) for ring in rings)
+    assert len(vectorize(city, tmp_path)["ped_crossing"]) == 2  # maptr unites all that touch
+
+
+def test_streammapnet_leaves_islands_out_and_has_the_long_side_ahead_in_x(city, tmp_path):
+    city.polygon("ped_crossing", box(20, -5, 40, 5), holes=[box(22, -1, 24, 1)])
+    city.line("road_divider", [(-40, 0), (40, 0)])
+    found = vectorize(city, tmp_path, gt_style="streammapnet")
+    (ring,) = found["ped_crossing"]
+    assert signed_area(ring) == pytest.approx(-100) and ring[:, 0].max() == 30.0
+    assert line_length(found["divider"][0]) == 60.0
 
 
 def test_boundary_has_no_edge_of_the_patch_and_ends_at_its_margin(city, tmp_path):

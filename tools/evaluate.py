@@ -58,6 +58,7 @@ def predict_checkpoint(
     model, config = load_detector(args.checkpoint, device, args.llm_path)
     cache = GTCache.open(args.gt_cache)
     cache.require(pc_range=config.pc_range)
+    cache.verify()
     dataset = MapDetectionDataset(cache, args.dataroot, config.image_size, config.crop_top, config.num_points)
     loader = DataLoader(dataset, args.batch_size, num_workers=args.num_workers, collate_fn=collate)
     predictions, _ = predict(model, loader, device, None, config.pc_range)

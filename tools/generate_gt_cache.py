@@ -19,11 +19,11 @@ import numpy as np  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from data.geometry import invert_rigid, transform_plane  # noqa: E402
-from data.gt_cache import GTCache, default_cache_path, write_gt_cache  # noqa: E402
+from data.gt_cache import GT_STYLES, GTCache, default_cache_path, write_gt_cache  # noqa: E402
 from data.nuscenes_reader import check_images, load_tables, read_records  # noqa: E402
 from data.records import SampleRecord  # noqa: E402
 from data.splits import SPLITS, resolve_split  # noqa: E402
-from data.vectorize import BOUNDARY_MARGIN, GT_STYLES, MapVectorizer, patch_pose  # noqa: E402
+from data.vectorize import BOUNDARY_MARGIN, MapVectorizer, patch_pose  # noqa: E402
 from utils.errors import UserError, run_cli  # noqa: E402
 from utils.files import default_dataroot, replacing  # noqa: E402
 from utils.frame import CLASSES, PC_RANGES  # noqa: E402
@@ -83,6 +83,7 @@ def main() -> None:
         "pc_range": list(pc_range),
         "gt_style": args.gt_style,
         "boundary_margin": BOUNDARY_MARGIN,
+        "invalid_polygons": {city: vectorizer.invalid_tokens for city, vectorizer in vectorizers.items()},
     }
     write_gt_cache(output, records, meta)
     if args.export_json:
@@ -146,7 +147,7 @@ def print_summary(
         tokens_of = vectorizer.invalid_tokens.items()
         invalid = [f"{layer} {token}" for layer, tokens in tokens_of for token in tokens]
         if invalid:
-            more = f" and {len(invalid) - 5} more" if len(invalid) > 5 else ""
+            more = f" and {len(invalid) - 5} more, all named in the cache's header" if len(invalid) > 5 else ""
             print(f"{city}: {len(invalid)} self-crossing polygons left out: {', '.join(invalid[:5])}{more}")
 
 

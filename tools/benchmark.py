@@ -1,0 +1,35 @@
+#!/usr/bin/env python3
+"""Measure a stage of the pipeline: python tools/benchmark.py <stage> [settings] [--json F]
+
+Example:
+  python tools/benchmark.py gt --dataroot D --version v1.0-mini --json gt.json
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tools.benchmarks import gt  # noqa: E402
+from tools.benchmarks.common import write_result  # noqa: E402
+from utils.errors import run_cli  # noqa: E402
+
+STAGES = {"gt": gt}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    stages = parser.add_subparsers(dest="stage", required=True)
+    for name, module in STAGES.items():
+        stage = stages.add_parser(name, help=module.__doc__.splitlines()[0], description=module.__doc__)
+        module.add_arguments(stage)
+        stage.add_argument("--json", help="write settings, machine and figures here too")
+    args = parser.parse_args()
+    result = STAGES[args.stage].run(args)
+    settings = {key: value for key, value in vars(args).items() if key not in ("stage", "json")}
+    write_result(args.json, args.stage, settings, result)
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,78 @@
+"""What every benchmark shares: timing, the description of the machine, and the written result."""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+
+from utils.files import replacing
+
+PACKAGES = ("torch", "torchvision", "transformers", "numpy", "shapely", "scipy", "pillow", "nuscenes-devkit")
+
+
+def timed(work: Callable, *arguments: object) -> tuple[object, float]:
+    """What work(*arguments) returns, and the seconds it took."""
+    started = time.perf_counter()
+    result = work(*arguments)
+    return result, time.perf_counter() - started
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, mean, 10th and 90th percentile and count of repeated measurements."""
+    values = np.asarray(values, np.float64)
+    low, median, high = np.quantile(values, [0.1, 0.5, 0.9])
+    return {
+        "median": float(median),
+        "mean": float(values.mean()),
+        "p10": float(low),
+        "p90": float(high),
+        "count": len(values),
+    }
+
+
+def machine() -> dict[str, object]:
+    """Processor, usable cores, system and the versions of the packages that matter."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return {
+        "processor": _processor_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "system": platform.platform(terse=True),
+        "python": platform.python_version(),
+        "packages": versions,
+    }
+
+
+def private_memory_mb() -> float:
+    """Memory of this process that no file backs, in MB; not a number where Linux's /proc is not there."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return float("nan")
+    return next((int(line.split()[1]) / 1e3 for line in lines if line.startswith("RssAnon")), float("nan"))
+
+
+def write_result(path: str | None, stage: str, settings: dict, result: dict) -> None:
+    """Write {"stage", "settings", "machine", "result"} as JSON when a path is given."""
+    if path:
+        content = {"stage": stage, "settings": settings, "machine": machine(), "result": result}
+        with replacing(path) as file:
+            file.write(json.dumps(content, indent=1).encode())
+
+
+def _processor_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
