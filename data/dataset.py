@@ -1,6 +1,7 @@
 """Samples for training and evaluation, from a GT cache and the JPEGs it names."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,18 +33,20 @@ class MapDetectionDataset(Dataset):
 
     cache: which samples; dataroot: where their images lie; image_size: (H, W) of the resized images;
     crop_top: share of the image height cut off the top before resizing (sky, at small sizes); num_points: P;
-    augment: None for evaluation; seed: with epoch and index it decides all randomness.
+    augment: None for evaluation; seed: with epoch and index it decides all randomness; pc_range: the cache's own
+    unless given, as it must be where records without ground truth take the place of a cache.
     """
 
     def __init__(
         self,
-        cache: GTCache,
+        cache: GTCache | Sequence[SampleRecord],
         dataroot: str | Path,
         image_size: tuple[int, int],
         crop_top: float = 0.0,
         num_points: int = 20,
         augment: AugmentConfig | None = None,
         seed: int = 0,
+        pc_range: Sequence[float] | None = None,
     ):
         if not 0.0 <= crop_top < 1.0:
             raise ValueError(f"crop_top: {crop_top}, expected 0 <= crop_top < 1; it is a share of the height")
@@ -56,7 +59,7 @@ class MapDetectionDataset(Dataset):
         self.num_points = num_points
         self.augment = augment
         self.seed = seed
-        self.pc_range = tuple(cache.meta["pc_range"])
+        self.pc_range = tuple(cache.meta["pc_range"] if pc_range is None else pc_range)
         # In shared memory, so that workers that outlive an epoch see the next one.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 

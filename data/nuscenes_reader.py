@@ -39,13 +39,15 @@ def load_tables(dataroot: str | Path, version: str) -> NuScenes:
         ) from error
 
 
-def read_records(nusc: NuScenes, split: str) -> list[SampleRecord]:
-    """The key frames of a resolved split, scene by scene in time, without ground truth yet.
+def read_records(nusc: NuScenes, split: str | None) -> list[SampleRecord]:
+    """The key frames of a resolved split, or of all scenes, scene by scene in time, without ground truth yet.
 
     Raises UserError when no scene of the split is there or a sample lacks a sensor.
     """
-    names = scene_names_of(split)
-    scenes = [scene for scene in nusc.scene if scene["name"] in names]
+    scenes = nusc.scene
+    if split is not None:
+        names = scene_names_of(split)
+        scenes = [scene for scene in nusc.scene if scene["name"] in names]
     if not scenes:
         raise UserError(
             f"{nusc.table_root}: none of its {len(nusc.scene)} scenes is in split {split}; "

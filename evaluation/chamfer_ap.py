@@ -110,6 +110,53 @@ def average_precision(true_positive: np.ndarray, num_gt: int) -> float:
     return float(envelope[true_positive].sum() / num_gt)  # recall rises by 1 / num_gt at each hit
 
 
+@dataclass(frozen=True)
+class ClassHits:
+    """All predictions of one class over the samples, best score first; N predictions, T thresholds."""
+
+    scores: np.ndarray  # [N]
+    true_positive: np.ndarray  # [N, T] bool
+    chamfer: np.ndarray  # [N] metres, as in SampleMatches
+    num_gt: int
+
+
+def hits_by_class(matches: Mapping[str, SampleMatches], num_thresholds: int) -> list[ClassHits]:
+    """The matches of all samples, given by token in any order, gathered for each of CLASSES."""
+    in_order = [matches[token] for token in sorted(matches)]
+    labels = np.concatenate([np.zeros(0, np.int64), *(sample.labels for sample in in_order)])
+    scores = np.concatenate([np.zeros(0), *(sample.scores for sample in in_order)])
+    chamfer = np.concatenate([np.zeros(0), *(sample.chamfer for sample in in_order)])
+    hits = np.concatenate([np.zeros((0, num_thresholds), bool), *(sample.true_positive for sample in in_order)])
+    num_gt = np.sum([np.zeros(len(CLASSES), np.int64), *(sample.num_gt for sample in in_order)], axis=0)
+    by_class = []
+    for label in range(len(CLASSES)):
+        of_class = np.flatnonzero(labels == label)
+        of_class = of_class[np.argsort(-scores[of_class], kind="stable")]
+        by_class.append(ClassHits(scores[of_class], hits[of_class], chamfer[of_class], int(num_gt[label])))
+    return by_class
+
+
+def precision_recall(true_positive: np.ndarray, num_gt: int) -> tuple[np.ndarray, np.ndarray]:
+    """Precision [N] and recall [N] after each prediction; true_positive [N] bool, best score first; num_gt > 0."""
+    hits = np.cumsum(true_positive)
+    return hits / np.arange(1, len(hits) + 1), hits / num_gt
+
+
+def best_f1(of_class: ClassHits, column: int) -> dict[str, float] | None:
+    """The score threshold with the highest F1 at one distance threshold, and what it gives; None without a hit.
+
+    Predictions of equal score are kept or dropped together, as a threshold on the score would do.
+    """
+    if of_class.num_gt == 0 or not of_class.true_positive[:, column].any():
+        return None
+    precision, recall = precision_recall(of_class.true_positive[:, column], of_class.num_gt)
+    last_of_score = np.append(np.diff(of_class.scores) != 0, True)
+    f1 = np.where(last_of_score, 2 * precision * recall / np.maximum(precision + recall, 1e-12), -1.0)
+    best = int(np.argmax(f1))
+    figures = {"f1": f1, "precision": precision, "recall": recall, "score": of_class.scores}
+    return {name: float(values[best]) for name, values in figures.items()}
+
+
 def summarize(
     matches: Mapping[str, SampleMatches],
     protocol: str = "maptr",
@@ -117,30 +164,22 @@ def summarize(
 ) -> dict:
     """Per-sample matches by token, in any order, to the result that `evaluate` describes."""
     rules = PROTOCOLS[protocol]
-    in_order = [matches[token] for token in sorted(matches)]
-    if not in_order:  # no sample at all: nothing predicted, nothing there
-        in_order = [match_sample(no_vectors(scored=True), no_vectors(scored=False), protocol, thresholds)]
-    labels = np.concatenate([sample.labels for sample in in_order])
-    scores = np.concatenate([sample.scores for sample in in_order])
-    hits = np.concatenate([sample.true_positive for sample in in_order])
-    chamfer = np.concatenate([sample.chamfer for sample in in_order])
-    num_gt = np.sum([sample.num_gt for sample in in_order], axis=0)
+    largest = int(np.argmax(thresholds))
     result = {"protocol": protocol, "thresholds": [float(threshold) for threshold in thresholds], "mAP": 0.0}
     details = {}
-    for label, name in enumerate(CLASSES):
-        of_class = np.flatnonzero(labels == label)
-        of_class = of_class[np.argsort(-scores[of_class], kind="stable")]
-        class_hits, count = hits[of_class], int(num_gt[label])
+    for name, of_class in zip(CLASSES, hits_by_class(matches, len(thresholds)), strict=True):
+        count = of_class.num_gt
         scored = rules.absent_class_counts or count > 0
-        aps = [average_precision(column, count) if scored else None for column in class_hits.T]
+        aps = [average_precision(column, count) if scored else None for column in of_class.true_positive.T]
         result[name] = {f"AP@{float(at)}": ap for at, ap in zip(thresholds, aps, strict=True)}
         result[name]["AP"] = float(np.mean(aps)) if scored else None
-        matched = class_hits[:, int(np.argmax(thresholds))]
+        matched = of_class.true_positive[:, largest]
         details[name] = {
             "num_gt": count,
-            "num_pred": len(of_class),
-            "recall": int(matched.sum()) / count if count else None,  # at the largest threshold
-            "matched_chamfer": float(chamfer[of_class][matched].mean()) if matched.any() else None,  # metres
+            "num_pred": len(matched),
+            "recall": int(matched.sum()) / count if count else None,
+            "matched_chamfer": float(of_class.chamfer[matched].mean()) if matched.any() else None,  # metres
+            "best_f1": best_f1(of_class, largest),
         }
     in_mean = [result[name]["AP"] for name in CLASSES if result[name]["AP"] is not None]
     result["mAP"] = float(np.mean(in_mean)) if in_mean else 0.0
@@ -159,18 +198,28 @@ def evaluate(
 
     Returns {"protocol", "thresholds", "mAP", "<class>": {"AP@0.5", ..., "AP"}, "details"} with values in
     [0, 1]; under `maptr` the APs of a class without ground truth are None. "details" holds, per class, the
-    counts, the recall and the mean Chamfer distance in metres of matched lines, both at the largest
-    threshold. A sample without predictions counts as one with none. Raises UserError for a token that is not
-    in the ground truth and for an unknown protocol.
+    counts and, at the largest threshold, the recall, the mean Chamfer distance in metres of matched lines,
+    and precision, recall and score where F1 is best. A sample without predictions counts as one with none.
+    Raises as match_samples does.
+    """
+    matches = match_samples(predictions, ground_truth, protocol, thresholds, num_workers)
+    return summarize(matches, protocol, thresholds)
+
+
+def match_samples(
+    predictions: Mapping[str, Vectors],
+    ground_truth: Mapping[str, Vectors],
+    protocol: str = "maptr",
+    thresholds: Sequence[float] = THRESHOLDS,
+    num_workers: int = 1,
+) -> dict[str, SampleMatches]:
+    """match_sample for every sample of the ground truth, by token.
+
+    Raises UserError for a token that is not in the ground truth and for an unknown protocol.
     """
     if protocol not in PROTOCOLS:
         raise UserError(f"protocol {protocol!r} is unknown, expected one of {', '.join(PROTOCOLS)}")
-    unknown = predictions.keys() - ground_truth.keys()
-    if unknown:
-        raise UserError(
-            f"predictions: {len(unknown)} of {len(predictions)} sample tokens are not in the ground truth "
-            f"(the first: {min(unknown)}), expected the same split; give the ground truth of that split"
-        )
+    check_tokens(predictions, ground_truth)
     tokens = list(ground_truth)
     predicted = [predictions.get(token, no_vectors(scored=True)) for token in tokens]
     true = [ground_truth[token] for token in tokens]
@@ -181,20 +230,33 @@ def evaluate(
             matches = list(pool.map(match, predicted, true, chunksize=64))
     else:
         matches = list(map(match, predicted, true))
-    return summarize(dict(zip(tokens, matches, strict=True)), protocol, thresholds)
+    return dict(zip(tokens, matches, strict=True))
+
+
+def check_tokens(predictions: Mapping[str, Vectors], ground_truth: Mapping[str, Vectors]) -> None:
+    """Raise UserError when a sample of the predictions is not in the ground truth."""
+    unknown = predictions.keys() - ground_truth.keys()
+    if unknown:
+        raise UserError(
+            f"predictions: {len(unknown)} of {len(predictions)} sample tokens are not in the ground truth "
+            f"(the first: {min(unknown)}), expected the same split; give the ground truth of that split"
+        )
 
 
 def format_table(result: dict) -> str:
     """The result of `evaluate` as an aligned text table: a row a class, a column a threshold, mAP last."""
     ap_names = [f"AP@{threshold}" for threshold in result["thresholds"]] + ["AP"]
-    recall_name = f"recall@{max(result['thresholds'])}"
-    rows = [[f"Chamfer AP ({result['protocol']})", *ap_names, recall_name, "matched m", "truth", "predicted"]]
+    at = f"@{max(result['thresholds'])}"
+    extra_names = [f"recall{at}", "matched m", f"best F1{at}", "precision", "score", "truth", "predicted"]
+    rows = [[f"Chamfer AP ({result['protocol']})", *ap_names, *extra_names]]
     for name in CLASSES:
         details = result["details"][name]
         aps = [_cell(result[name][column]) for column in ap_names]
-        extras = [_cell(details["recall"]), _cell(details["matched_chamfer"])]
-        rows.append([name, *aps, *extras, str(details["num_gt"]), str(details["num_pred"])])
-    rows.append(["mAP", *[""] * (len(ap_names) - 1), _cell(result["mAP"]), "", "", "", ""])
+        best = details["best_f1"] or {}
+        at_best = [best.get(key) for key in ("f1", "precision", "score")]
+        extras = [details["recall"], details["matched_chamfer"], *at_best]
+        rows.append([name, *aps, *map(_cell, extras), str(details["num_gt"]), str(details["num_pred"])])
+    rows.append(["mAP", *[""] * (len(ap_names) - 1), _cell(result["mAP"]), *[""] * len(extra_names)])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for row in rows:

@@ -4,8 +4,8 @@ MapTR: predictions (nuscmap_results.json) are {"meta", "results": [{"sample_toke
 "type", "confidence_level", ...}]}]}, ground truth {"GTs": [the same without confidence]}; metres, LiDAR
 frame.
 StreamMapNet: predictions {"meta", "results": {token: {"vectors", "scores", "labels"}}}; its classes are
-ped_crossing, divider, boundary, and its own files are in the ego frame. Coordinates are passed through as
-they are: predictions and ground truth must share a frame.
+ped_crossing, divider, boundary, and its own files are in the ego frame. Files written here say their frame in
+"meta". Coordinates are passed through as they are.
 """
 
 import json
@@ -14,6 +14,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from evaluation.frames import METRIC_FRAMES
 from evaluation.vectors import Vectors
 from utils.errors import UserError
 from utils.files import replacing
@@ -24,12 +25,17 @@ STREAMMAPNET_CLASSES = ("ped_crossing", "divider", "boundary")
 
 def read_predictions(path: str | os.PathLike) -> dict[str, Vectors]:
     """Scored vectors by sample token from a file of either family; UserError for anything amiss in it."""
+    return read_predictions_and_frame(path)[0]
+
+
+def read_predictions_and_frame(path: str | os.PathLike) -> tuple[dict[str, Vectors], str]:
+    """As read_predictions, and the frame that the coordinates are in, one of METRIC_FRAMES."""
     content = _read_json(path)
     results = content.get("results") if isinstance(content, dict) else None
     if isinstance(results, list):
-        return _from_maptr(path, results, scored=True)
+        return _from_maptr(path, results, scored=True), _frame_of(path, content, "lidar")
     if isinstance(results, dict):
-        return _from_streammapnet(path, results)
+        return _from_streammapnet(path, results), _frame_of(path, content, "ego")
     fix = "this is a ground-truth file; exchange the two" if _has_gts(content) else "give a predictions file"
     raise UserError(f'{path}: no "results", expected MapTR or StreamMapNet predictions; {fix}')
 
@@ -65,6 +71,15 @@ def write_streammapnet_predictions(
         for token, vectors in predictions.items()
     }
     _write_json(path, {"meta": meta, "results": results})
+
+
+def _frame_of(path: str | os.PathLike, content: dict, usual: str) -> str:
+    """The frame that the file names, else the one its family uses."""
+    meta = content.get("meta")
+    frame = meta.get("frame", usual) if isinstance(meta, dict) else usual
+    if frame not in METRIC_FRAMES:
+        raise UserError(f"{path}: frame {frame!r}, expected {', '.join(METRIC_FRAMES)}; write it in one of these")
+    return frame
 
 
 def _has_gts(content: object) -> bool:

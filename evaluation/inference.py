@@ -15,15 +15,22 @@ from models.config import ModelConfig
 from models.detector import MapDetector, build_detector
 from utils.checkpoint import load_checkpoint, load_trainable
 from utils.errors import UserError
+from utils.frame import CLASSES
 from utils.run_log import progress_bar
 
 
 def config_of(checkpoint: dict, path: str | Path) -> ModelConfig:
-    """The model settings of a checkpoint. Raises UserError when this code does not know them."""
+    """The model settings of a checkpoint. Raises UserError when this code does not know them or their classes."""
     try:
-        return ModelConfig.from_dict(checkpoint["model_config"])
+        config = ModelConfig.from_dict(checkpoint["model_config"])
     except (TypeError, ValueError) as error:
         raise UserError(f"{path}: model settings of another version ({error}); use that version of the code") from error
+    if config.classes != CLASSES:
+        raise UserError(
+            f"{path}: trained for the classes {', '.join(config.classes)}, expected {', '.join(CLASSES)}; "
+            "use the version of the code that trained it"
+        )
+    return config
 
 
 def load_detector(
@@ -64,10 +71,12 @@ def predict(
     device: torch.device,
     autocast_dtype: torch.dtype | None,
     pc_range: tuple[float, ...],
+    description: str = "validate",
 ) -> tuple[dict[str, Vectors], dict[str, float]]:
     """Scored vectors of every sample by token, and measurements: seconds and the mean collapse alarms.
 
-    autocast_dtype None means full precision. The model is left in the mode it was in.
+    autocast_dtype None means full precision; description is what the progress bar says. The model is left in the
+    mode it was in.
     """
     was_training = model.training
     model.eval()
@@ -75,7 +84,7 @@ def predict(
     spreads: list[tuple[float, float]] = []
     start = time.monotonic()
     try:
-        with progress_bar(len(loader), "validate") as bar:
+        with progress_bar(len(loader), description) as bar:
             for batch in loader:
                 with torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
                     outputs = model(move_batch(batch, device))

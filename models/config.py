@@ -83,7 +83,7 @@ class ModelConfig:
     crop_top: float = 0.0  # share of the image height cut from the top before resizing
     num_instances: int = 50
     num_points: int = 20
-    num_classes: int = len(CLASSES)
+    classes: tuple[str, ...] = CLASSES
     pc_range: tuple[float, ...] = PC_RANGES["60x30"]
     llm_path: str = "lmsys/vicuna-7b-v1.5"  # folder or hub id of a decoder-only model | random | none
     prompt: str = (
@@ -103,6 +103,11 @@ class ModelConfig:
         _require(self.num_instances > 0, "num_instances", self.num_instances, "must be positive")
         _require(self.num_points >= 4, "num_points", self.num_points, "must be at least 4, a ring needs 3 + 1")
         _require(len(self.pc_range) == 6, "pc_range", self.pc_range, "must be x0 y0 z0 x1 y1 z1")
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes a head tells apart."""
+        return len(self.classes)
 
     @property
     def token_grid(self) -> tuple[int, int]:

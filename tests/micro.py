@@ -1,9 +1,14 @@
 """The tiny preset at a tenth of its size, and batches that fit it."""
 
 from dataclasses import replace
+from pathlib import Path
+
+import torch
 
 from data import made_up
 from models.config import PRESETS, DecoderConfig, ModelConfig, QFormerConfig, RandomLLMConfig, VisionConfig
+from models.detector import build_detector
+from utils.checkpoint import CHECKPOINT_KEYS, frozen_identity, save_checkpoint, trainable_state
 
 
 def micro_config(**changes) -> ModelConfig:
@@ -22,3 +27,21 @@ def micro_config(**changes) -> ModelConfig:
 def random_batch(config: ModelConfig, counts: tuple[int, ...] = (3, 0, 4), seed: int = 0) -> dict:
     """A made-up batch for a model of this config."""
     return made_up.random_batch(config.image_size, config.num_points, counts, seed)
+
+
+def save_shaken_checkpoint(path: Path, **changes) -> Path:
+    """A checkpoint of the micro model with noise on its weights: as it starts, it says the same of every image."""
+    torch.manual_seed(0)
+    config = micro_config(**changes)
+    model = build_detector(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    checkpoint = dict.fromkeys(CHECKPOINT_KEYS, 0) | {
+        "model_state_dict": trainable_state(model),
+        "model_config": config.to_dict(),
+        "frozen_identity": frozen_identity(model),
+    }
+    save_checkpoint(checkpoint, path)
+    return path

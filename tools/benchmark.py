@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Measure a stage of the pipeline: python tools/benchmark.py <stage> [settings] [--json F]
 
-Example:
+Examples:
   python tools/benchmark.py gt --dataroot D --version v1.0-mini --json gt.json
+  python tools/benchmark.py eval --json eval.json
 """
 
 import argparse
@@ -11,11 +12,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tools.benchmarks import gt  # noqa: E402
+from tools.benchmarks import evaluation, gt  # noqa: E402
 from tools.benchmarks.common import write_result  # noqa: E402
 from utils.errors import run_cli  # noqa: E402
 
-STAGES = {"gt": gt}
+STAGES = {"gt": gt, "eval": evaluation}
 
 
 def main() -> None:

@@ -4,6 +4,8 @@
 Examples:
   python tools/evaluate.py --checkpoint outputs/<run>/best_model.pth --dataroot D --gt-cache F.safetensors
   python tools/evaluate.py --predictions nuscmap_results.json --ground-truth nuscenes_map_anns_val.json
+  python tools/evaluate.py --predictions submission_vector.json --ground-truth F.safetensors --protocol streammapnet
+  torchrun --nproc-per-node 4 tools/evaluate.py --checkpoint C --gt-cache F.safetensors
 """
 
 import argparse
@@ -16,14 +18,31 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from torch.utils.data import DataLoader  # noqa: E402
 
 from data.dataset import MapDetectionDataset, collate  # noqa: E402
-from data.gt_cache import GTCache  # noqa: E402
-from evaluation.chamfer_ap import PROTOCOLS, THRESHOLDS, evaluate, format_table, thresholds_for  # noqa: E402
-from evaluation.formats import read_ground_truth, read_predictions, write_maptr_predictions  # noqa: E402
+from data.gt_cache import GTCache, range_name  # noqa: E402
+from evaluation.chamfer_ap import (  # noqa: E402
+    PROTOCOLS,
+    check_tokens,
+    format_table,
+    match_samples,
+    summarize,
+    thresholds_for,
+)
+from evaluation.formats import (  # noqa: E402
+    read_ground_truth,
+    read_predictions_and_frame,
+    write_maptr_predictions,
+)
+from evaluation.frames import share_outside, to_lidar  # noqa: E402
 from evaluation.inference import ground_truth_of, load_detector, predict  # noqa: E402
 from evaluation.vectors import Vectors  # noqa: E402
 from utils.device import default_device  # noqa: E402
+from utils.distributed import Ranks, batches_of_rank, join_ranks, leave_ranks  # noqa: E402
 from utils.errors import UserError, run_cli  # noqa: E402
 from utils.files import default_dataroot, replacing  # noqa: E402
+from utils.frame import PC_RANGES  # noqa: E402
+
+# Predictions with more of their points outside the range than this are taken to be in another frame.
+MAX_OUTSIDE = 0.05
 
 
 def parse_args() -> argparse.Namespace:
@@ -33,7 +52,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--dataroot", default=default_dataroot(), help="folder with the images (default: %(default)s)")
     parser.add_argument("--llm-path", help="where the checkpoint's LLM lies, if not where it was in training")
     parser.add_argument("--predictions", help="MapTR's or StreamMapNet's predictions, instead of a checkpoint")
-    parser.add_argument("--ground-truth", help="MapTR's ground truth, beside --predictions")
+    parser.add_argument(
+        "--ground-truth", help="beside --predictions: MapTR's file, or a GT cache, which also knows the ego frame"
+    )
+    parser.add_argument(
+        "--pc-range", default="60x30", choices=PC_RANGES,
+        help="of MapTR's files, length x width in metres; decides the thresholds (caches and checkpoints know theirs)",
+    )  # fmt: skip
     parser.add_argument("--protocol", default="maptr", choices=PROTOCOLS)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--num-workers", type=int, default=2)
@@ -51,34 +76,93 @@ def parse_args() -> argparse.Namespace:
 
 
 def predict_checkpoint(
-    args: argparse.Namespace,
+    args: argparse.Namespace, ranks: Ranks
 ) -> tuple[dict[str, Vectors], dict[str, Vectors], tuple[float, ...]]:
-    """Predictions of the checkpoint and ground truth of the cache by sample token, and the range's thresholds."""
+    """This rank's predictions of the checkpoint, their ground truth by sample token, and the range's thresholds."""
     device = default_device()
     model, config = load_detector(args.checkpoint, device, args.llm_path)
     cache = GTCache.open(args.gt_cache)
     cache.require(pc_range=config.pc_range)
     cache.verify()
     dataset = MapDetectionDataset(cache, args.dataroot, config.image_size, config.crop_top, config.num_points)
-    loader = DataLoader(dataset, args.batch_size, num_workers=args.num_workers, collate_fn=collate)
+    batches = batches_of_rank(len(cache), args.batch_size, ranks)
+    loader = DataLoader(dataset, batch_sampler=batches, num_workers=args.num_workers, collate_fn=collate)
     predictions, _ = predict(model, loader, device, None, config.pc_range)
-    return predictions, ground_truth_of(cache), thresholds_for(config.pc_range)
+    ground_truth = ground_truth_of(cache)
+    return predictions, {token: ground_truth[token] for token in predictions}, thresholds_for(config.pc_range)
+
+
+def read_files(
+    args: argparse.Namespace, ranks: Ranks
+) -> tuple[dict[str, Vectors], dict[str, Vectors], tuple[float, ...]]:
+    """Predictions and ground truth of this rank's samples in the LiDAR frame, and the range's thresholds."""
+    predictions, frame = read_predictions_and_frame(args.predictions)
+    if Path(args.ground_truth).suffix == ".safetensors":
+        cache = GTCache.open(args.ground_truth)
+        cache.verify()
+        pc_range, ground_truth = tuple(cache.meta["pc_range"]), ground_truth_of(cache)
+        predictions = {
+            token: to_lidar(vectors, frame, cache[cache.index_of(token)]) for token, vectors in predictions.items()
+        }
+    else:
+        pc_range, ground_truth = PC_RANGES[args.pc_range], read_ground_truth(args.ground_truth)
+        if frame != "lidar" and ranks.is_main:
+            print(
+                f"warning: {args.predictions}: a file of its kind is in the {frame} frame, {args.ground_truth} should "
+                "be too; a GT cache as --ground-truth would know",
+                file=sys.stderr,
+            )
+    refuse_other_frame(args, predictions, ground_truth, pc_range)
+    check_tokens(predictions, ground_truth)
+    missing = len(ground_truth.keys() - predictions.keys())
+    if missing and ranks.is_main:
+        print(
+            f"warning: {args.predictions}: {missing} of {len(ground_truth)} samples have no entry and count as empty",
+            file=sys.stderr,
+        )
+    tokens = list(ground_truth)[ranks.rank :: ranks.world_size]
+    return (
+        {token: predictions[token] for token in tokens if token in predictions},
+        {token: ground_truth[token] for token in tokens},
+        thresholds_for(pc_range),
+    )
+
+
+def refuse_other_frame(
+    args: argparse.Namespace,
+    predictions: dict[str, Vectors],
+    ground_truth: dict[str, Vectors],
+    pc_range: tuple[float, ...],
+) -> None:
+    """Raise UserError when the predictions clearly lie in another frame or range than the ground truth."""
+    outside = share_outside(predictions, pc_range)
+    if outside > MAX_OUTSIDE and share_outside(ground_truth, pc_range) <= MAX_OUTSIDE:
+        name = range_name(pc_range)
+        raise UserError(
+            f"{args.predictions}: {outside:.0%} of the points lie outside {name} m of the LiDAR frame (x right, y "
+            "forward), where the ground truth lies; if they are in the ego frame, as StreamMapNet's, give a GT cache "
+            "as --ground-truth, else predict for this range"
+        )
 
 
 def main() -> None:
     args = parse_args()
-    if args.checkpoint:
-        predictions, ground_truth, thresholds = predict_checkpoint(args)
-    else:
-        predictions, ground_truth = read_predictions(args.predictions), read_ground_truth(args.ground_truth)
-        thresholds = THRESHOLDS
-    missing = len(ground_truth.keys() - predictions.keys())
-    if missing:
-        print(f"warning: {missing} of {len(ground_truth)} samples have no entry in the predictions and count as empty")
-    result = evaluate(predictions, ground_truth, args.protocol, thresholds)
+    ranks = join_ranks()
+    find = predict_checkpoint if args.checkpoint else read_files
+    predictions, ground_truth, thresholds = find(args, ranks)
+    matches = ranks.merge(match_samples(predictions, ground_truth, args.protocol, thresholds))
+    if args.save_predictions:
+        predictions = ranks.merge(predictions)
+    if ranks.is_main:
+        report(args, summarize(matches, args.protocol, thresholds), predictions)
+    leave_ranks(ranks)
+
+
+def report(args: argparse.Namespace, result: dict, predictions: dict[str, Vectors]) -> None:
+    """Print the table and write what was asked for."""
     print(format_table(result))
     if args.save_predictions:
-        write_maptr_predictions(args.save_predictions, predictions, {"use_camera": True})
+        write_maptr_predictions(args.save_predictions, predictions, {"use_camera": True, "frame": "lidar"})
     if args.json:
         with replacing(args.json) as file:
             file.write((json.dumps(result, indent=2) + "\n").encode())

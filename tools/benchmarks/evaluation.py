@@ -1,0 +1,144 @@
+"""Chamfer AP: ms a sample on one thread, beside a plain implementation, and a whole split on several processes.
+
+The yardstick does what the published evaluators do, the usual way: Shapely's buffers for the candidate test and a
+distance matrix for each pair, one after the other. Unlike theirs it does so once, not for every threshold.
+"""
+
+import argparse
+import resource
+
+import numpy as np
+import shapely
+from scipy.spatial.distance import cdist
+
+from data.polylines import resample_lines
+from evaluation.chamfer_ap import PROTOCOLS, THRESHOLDS, SampleMatches, evaluate, match_sample, summarize
+from evaluation.vectors import Vectors
+from tools.benchmarks.common import spread, timed
+from utils.errors import UserError
+from utils.frame import CLASSES
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--samples", type=int, default=6019, help="size of the made-up split (default: val's)")
+    parser.add_argument("--predictions", type=int, default=50, help="a sample")
+    parser.add_argument("--instances", type=int, default=9, help="ground-truth lines a sample")
+    parser.add_argument("--timed-samples", type=int, default=200, help="samples timed one by one, on one thread")
+    parser.add_argument("--yardstick-samples", type=int, default=10, help="of these, by the plain implementation too")
+    parser.add_argument("--num-workers", type=int, default=2, help="processes for the whole split")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def run(args: argparse.Namespace) -> dict:
+    """Measure and print; returns the figures by protocol, times in milliseconds unless the name says otherwise."""
+    counts = (args.samples, args.predictions, args.instances, args.timed_samples, args.num_workers)
+    if min(counts) < 1 or not 1 <= args.yardstick_samples <= args.timed_samples <= args.samples:
+        raise UserError(
+            f"--samples {args.samples} --timed-samples {args.timed_samples} --yardstick-samples "
+            f"{args.yardstick_samples}: all counts are at least 1, and each of these at most the one before"
+        )
+    rng = np.random.default_rng(args.seed)
+    truth = {f"{index:06d}": made_up_truth(rng, args.instances) for index in range(args.samples)}
+    predictions = {token: made_up_predictions(rng, vectors, args.predictions) for token, vectors in truth.items()}
+    result = {}
+    for protocol in PROTOCOLS:
+        tokens = list(truth)[: args.timed_samples]
+        match_sample(predictions[tokens[0]], truth[tokens[0]], protocol)  # the libraries warm up
+        timings = [timed(match_sample, predictions[token], truth[token], protocol) for token in tokens]
+        few = tokens[: args.yardstick_samples]
+        plain = [timed(plain_match, predictions[token], truth[token], protocol) for token in few]
+        check_equal([found for found, _ in timings], [found for found, _ in plain], protocol)
+        whole, seconds = timed(evaluate, predictions, truth, protocol, THRESHOLDS, args.num_workers)
+        found = result[protocol] = {
+            "ms": spread([1e3 * each for _, each in timings]),
+            "yardstick_ms": spread([1e3 * each for _, each in plain]),
+            "split_s": seconds,
+            "mAP": whole["mAP"],
+        }
+        found["yardstick_ratio"] = found["yardstick_ms"]["median"] / found["ms"]["median"]
+        print(
+            f"{protocol}: {found['ms']['median']:.2f} ms a sample on one thread (90 % below {found['ms']['p90']:.2f}); "
+            f"plain implementation {found['yardstick_ms']['median']:.0f} ms, {found['yardstick_ratio']:.1f} times as "
+            f"long; {args.samples} samples in {args.num_workers} processes {seconds:.1f} s"
+        )
+    whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    own, children = (resource.getrusage(who).ru_maxrss / 1e6 for who in whose)  # Linux counts in kB
+    result["peak_memory_gb"] = {"this process": own, "largest worker": children}
+    print(f"peak memory: {own:.2f} GB in this process, {children:.2f} GB in the largest worker")
+    return result
+
+
+def made_up_truth(rng: np.random.Generator, instances: int) -> Vectors:
+    """Lines along the road for dividers and boundaries, rings across it for crossings, in metres."""
+    labels = rng.integers(0, len(CLASSES), instances)
+    lines = []
+    for label in labels:
+        if CLASSES[label] == "ped_crossing":
+            width, depth = rng.uniform(6, 20), rng.uniform(2, 4)
+            corners = np.array([[0, 0], [width, 0], [width, depth], [0, depth], [0, 0]], float)
+            lines.append(corners + rng.uniform([-14, -29], [-5, 25]))
+        else:
+            y = np.linspace(-30, rng.uniform(0, 30), rng.integers(4, 20))
+            lines.append(np.stack([rng.uniform(-14, 14) + rng.normal(0, 0.01) * y**2 / 10, y], axis=1))
+    return Vectors(labels, lines)
+
+
+def made_up_predictions(rng: np.random.Generator, truth: Vectors, count: int) -> Vectors:
+    """Copies of the ground truth, 20 points each, shifted by about a metre; one in five is called another class.
+
+    Most lie near a line of their class, as a detector's do, which is the expensive case.
+    """
+    source = rng.integers(0, len(truth), count)
+    lines = resample_lines([truth.pts_m[index] for index in source], 20)
+    lines = lines + rng.normal(0, 1.0, (count, 1, 2)) + rng.normal(0, 0.1, (count, 20, 2))
+    other = rng.random(count) < 0.2
+    labels = np.where(other, rng.integers(0, len(CLASSES), count), truth.labels[source])
+    return Vectors(labels, list(lines), rng.random(count))
+
+
+def plain_match(predictions: Vectors, ground_truth: Vectors, protocol: str) -> SampleMatches:
+    """match_sample, one pair of lines after the other."""
+    rules = PROTOCOLS[protocol]
+    true_positive = np.zeros((len(predictions), len(THRESHOLDS)), bool)
+    chamfer = np.full(len(predictions), np.inf)
+    num_gt = np.array([int((ground_truth.labels == label).sum()) for label in range(len(CLASSES))])
+    nearest = np.zeros(len(predictions), int)
+
+    def resampled(vectors: Vectors) -> list[np.ndarray]:
+        return [resample_lines([line], rules.num_points)[0] for line in vectors.pts_m]
+
+    def widened(lines: list[np.ndarray]) -> list[shapely.Polygon]:
+        strings = [shapely.LineString(line) for line in lines]
+        return [string.buffer(rules.half_width, cap_style="flat", join_style="mitre") for string in strings]
+
+    pred_lines, gt_lines = resampled(predictions), resampled(ground_truth)
+    if rules.half_width is not None:
+        pred_bands, gt_bands = widened(pred_lines), widened(gt_lines)
+    for i, line in enumerate(pred_lines):
+        for j, other in enumerate(gt_lines):
+            if predictions.labels[i] != ground_truth.labels[j]:
+                continue
+            if rules.half_width is not None and not pred_bands[i].intersects(gt_bands[j]):
+                continue
+            pairs = cdist(line, other)
+            distance = (pairs.min(axis=0).mean() + pairs.min(axis=1).mean()) / 2
+            if distance < chamfer[i]:
+                chamfer[i], nearest[i] = distance, j
+    for column, threshold in enumerate(THRESHOLDS):
+        taken = set()
+        for i in np.argsort(-predictions.scores, kind="stable"):
+            if chamfer[i] <= threshold and nearest[i] not in taken:
+                taken.add(nearest[i])
+                true_positive[i, column] = True
+    return SampleMatches(predictions.labels, predictions.scores, true_positive, chamfer, num_gt)
+
+
+def check_equal(found: list[SampleMatches], plain: list[SampleMatches], protocol: str) -> None:
+    """Raise RuntimeError unless the samples that both have measured give the same APs."""
+    ours, yardstick = (
+        summarize({str(index): sample for index, sample in enumerate(samples[: len(plain)])}, protocol)
+        for samples in (found, plain)
+    )
+    for name in CLASSES:
+        if ours[name] != yardstick[name]:
+            raise RuntimeError(f"{protocol}, {name}: {ours[name]}, the plain implementation has {yardstick[name]}")
