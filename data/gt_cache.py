@@ -146,6 +146,10 @@ class GTCache:
             pts_m=[points[begin:end] for begin, end in zip(bounds[:-1], bounds[1:], strict=True)],
         )
 
+    def tensor(self, name: str) -> np.ndarray:
+        """One of the TENSORS of data/records.py over the whole split, mapped from the file and not writable."""
+        return self._tensors[name]
+
     @property
     def sample_tokens(self) -> list[str]:
         """All sample tokens in the order of the file."""

@@ -1,25 +1,36 @@
 """Pictures of vectors: a bird's-eye panel, a camera panel, and both for a whole sample.
 
-Colours are from Okabe and Ito's palette, which colour-blind readers can tell apart. Where ground truth shares
-a camera panel with predictions, it is dashed and white: two lines of one colour would run together.
+Where ground truth shares a camera panel with predictions, it is dashed and white: two lines of one colour
+would run together.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from data.geometry import lidar2img_matrix
 from data.records import SampleRecord
+from evaluation.canvas import (
+    CAR,
+    CLASS_COLOURS,
+    GAP,
+    GRID,
+    HALO,
+    INK,
+    PAPER,
+    SMOOTHING,
+    draw_legend,
+    draw_line,
+    draw_scale_bar,
+    draw_text,
+    font,
+)
 from evaluation.projection import dash_line, project_line
 from evaluation.vectors import Vectors
 from utils.frame import CAMERAS
 
-CLASS_COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115))  # orange, sky blue, bluish green
-CLASS_TITLES = ("lane or road divider", "pedestrian crossing", "road boundary")
-INK, PAPER, GRID, CAR = (40, 40, 40), (255, 255, 255), (226, 226, 226), (110, 110, 110)
-ASPHALT = (90, 90, 90)  # behind white dashes in the legend
-HALO = (20, 20, 20)  # around lines on photographs
 DASH = (1.2, 0.8)  # metres drawn, metres not
 CAMERA_ROWS = (
     ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT"),
@@ -27,8 +38,21 @@ CAMERA_ROWS = (
 )
 # A nuScenes car (Renault Zoe) around its LIDAR_TOP: half the width, rear end, front end, metres.
 CAR_OUTLINE = (0.87, -1.65, 2.43)
-SMOOTHING = 2  # panels are drawn this much larger and averaged down
-GAP = 12  # pixels between panels
+SCORE_TEXT = 15  # pixels
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sizes in pixels of a sample's picture."""
+
+    camera_width: int
+    text: int
+    line_width: float
+    scores: bool  # whether predictions carry their scores: small panels have no room for them
+
+
+FULL = Layout(camera_width=560, text=22, line_width=4.0, scores=True)
+FRAME = Layout(camera_width=300, text=15, line_width=2.5, scores=False)  # of an animation
 
 
 def draw_bev(
@@ -49,17 +73,20 @@ def draw_bev(
         return at * scale * SMOOTHING - 0.5
 
     for at in np.arange(np.ceil(pc_range[1] / 10) * 10, pc_range[4] + 0.1, 10):
-        _draw_line(draw, pixels(np.array([[pc_range[0], at], [pc_range[3], at]])), GRID, SMOOTHING)
+        draw_line(draw, pixels(np.array([[pc_range[0], at], [pc_range[3], at]])), GRID, SMOOTHING)
     for at in np.arange(np.ceil(pc_range[0] / 10) * 10, pc_range[3] + 0.1, 10):
-        _draw_line(draw, pixels(np.array([[at, pc_range[1]], [at, pc_range[4]]])), GRID, SMOOTHING)
+        draw_line(draw, pixels(np.array([[at, pc_range[1]], [at, pc_range[4]]])), GRID, SMOOTHING)
     _draw_car(draw, pixels)
     for label, pts_m in zip(vectors.labels, vectors.pts_m, strict=True):
-        _draw_line(draw, pixels(pts_m), CLASS_COLOURS[label], line_width * SMOOTHING)
+        draw_line(draw, pixels(pts_m), CLASS_COLOURS[label], line_width * SMOOTHING)
     image = image.resize(size, Image.Resampling.BOX)
 
     draw = ImageDraw.Draw(image)
     if vectors.scores is not None:
-        _draw_scores(draw, vectors, [(pixels(pts_m) + 0.5) / SMOOTHING for pts_m in vectors.pts_m], size)
+        half, rear, front = CAR_OUTLINE
+        car = (pixels(np.array([[-half, front], [half, rear]])) + 0.5) / SMOOTHING
+        lines = [(pixels(pts_m) + 0.5) / SMOOTHING for pts_m in vectors.pts_m]
+        _draw_scores(draw, vectors, lines, size, car.ravel().tolist())
     draw.rectangle((0, 0, size[0] - 1, size[1] - 1), outline=INK)
     return image
 
@@ -98,7 +125,7 @@ def draw_camera(
     ]
     for halo in (True, False):  # all halos below all lines
         for piece, colour, width in pieces:
-            _draw_line(draw, piece, HALO if halo else colour, (width + 2.0 * halo) * SMOOTHING)
+            draw_line(draw, piece, HALO if halo else colour, (width + 2.0 * halo) * SMOOTHING)
     return image.resize(size, Image.Resampling.BOX)
 
 
@@ -108,32 +135,39 @@ def draw_sample(
     ground_truth: Vectors | None,
     predictions: Vectors | None,
     pc_range: Sequence[float],
-    camera_width: int = 560,
+    layout: Layout = FULL,
+    title: str | None = None,
 ) -> Image.Image:
     """One picture of a sample: bird's-eye panels on the left, the six cameras on the right.
 
     images: V photographs in the order of CAMERAS, of any size (record.image_sizes says what the calibration
     is for). With both kinds of vectors, each has its own bird's-eye panel, and in the cameras predictions are
-    solid and ground truth is dashed white.
+    solid and ground truth is dashed white. title: by default scene, city and token.
     """
-    camera_height = round(camera_width * record.image_sizes[0, 1] / record.image_sizes[0, 0])
-    cameras = _camera_grid(record, images, ground_truth, predictions, (camera_width, camera_height))
+    camera_height = round(layout.camera_width * record.image_sizes[0, 1] / record.image_sizes[0, 0])
+    camera_size = layout.camera_width, camera_height
+    cameras = _camera_grid(record, images, ground_truth, predictions, camera_size, layout)
     shown = [("Ground truth", ground_truth), ("Prediction", predictions)]
-    shown = [(title, vectors) for title, vectors in shown if vectors is not None]
-    heading = _heading(record, cameras.width, both=len(shown) == 2)
-    title_height, foot_height = 36, 30
+    shown = [(name, vectors) for name, vectors in shown if vectors is not None]
+    title = title or f"{record.scene_name}  {record.location}  {record.sample_token}"
+    heading = _heading(title, cameras.width, layout.text, both=len(shown) == 2)
+    name_height, foot_height = round(1.64 * layout.text), round(1.36 * layout.text)
     height = heading.height + cameras.height
-    map_height = height - title_height - foot_height
-    panels = [(title, draw_bev(vectors, pc_range, map_height)) for title, vectors in shown]
+    map_height = height - name_height - foot_height
+    panels = []
+    for name, vectors in shown:
+        vectors = vectors if layout.scores else Vectors(vectors.labels, vectors.pts_m)
+        panels.append((name, draw_bev(vectors, pc_range, map_height, layout.line_width)))
 
     width = sum(panel.width + GAP for _, panel in panels) + cameras.width + 2 * GAP
     picture = Image.new("RGB", (width, height + 2 * GAP), PAPER)
     draw = ImageDraw.Draw(picture)
     left = GAP
-    for title, panel in panels:
-        _text(draw, (left + panel.width / 2, GAP + title_height / 2), title, 24, "mm")
-        picture.paste(panel, (left, GAP + title_height))
-        _draw_scale_bar(draw, (left + 1, GAP + height - 10), map_height / (pc_range[4] - pc_range[1]))
+    for name, panel in panels:
+        draw_text(draw, (left + panel.width / 2, GAP + name_height / 2), name, round(1.1 * layout.text), "mm")
+        picture.paste(panel, (left, GAP + name_height))
+        scale = map_height / (pc_range[4] - pc_range[1])
+        draw_scale_bar(draw, (left + 1, GAP + height - 0.45 * layout.text), scale, round(0.9 * layout.text))
         left += panel.width + GAP
     picture.paste(heading, (left, GAP))
     picture.paste(cameras, (left, GAP + heading.height))
@@ -146,8 +180,9 @@ def _camera_grid(
     ground_truth: Vectors | None,
     predictions: Vectors | None,
     size: tuple[int, int],
+    layout: Layout,
 ) -> Image.Image:
-    """The six cameras in two rows, with a name on each."""
+    """The six cameras in two rows, each `size` (W, H) pixels, with a name on each."""
     gap = GAP // 2
     grid = Image.new("RGB", (3 * size[0] + 2 * gap, 2 * size[1] + gap), PAPER)
     solid, dashed = (predictions, ground_truth) if predictions is not None else (ground_truth, None)
@@ -159,91 +194,54 @@ def _camera_grid(
             to_image = np.diag([*factor, 1.0, 1.0])
             to_image[:2, 2] = (factor - 1) / 2
             matrix = to_image @ projections[view]
-            panel = draw_camera(images[view], matrix, record.ground_z, solid, dashed, size)
+            panel = draw_camera(images[view], matrix, record.ground_z, solid, dashed, size, layout.line_width)
             draw = ImageDraw.Draw(panel)
             title = name.removeprefix("CAM_").replace("_", " ").lower()
-            _text(draw, (10, 8), title, 22, "la", fill=PAPER, outline=HALO)
+            draw_text(draw, (0.45 * layout.text, 0.36 * layout.text), title, layout.text, "la", PAPER, HALO)
             grid.paste(panel, (column * (size[0] + gap), row * (size[1] + gap)))
     return grid
 
 
-def _heading(record: SampleRecord, width: int, both: bool) -> Image.Image:
-    """Scene and token above the legend."""
-    heading = Image.new("RGB", (width, 84), PAPER)
+def _heading(title: str, width: int, text: int, both: bool) -> Image.Image:
+    """A line of text above the legend."""
+    heading = Image.new("RGB", (width, round(3.8 * text)), PAPER)
     draw = ImageDraw.Draw(heading)
-    _text(draw, (4, 18), f"{record.scene_name}  {record.location}  {record.sample_token}", 22, "lm")
-    left = 4.0
-    for colour, title in zip(CLASS_COLOURS, CLASS_TITLES, strict=True):
-        draw.line((left, 56, left + 44, 56), fill=colour, width=6)
-        left = _text(draw, (left + 54, 56), title, 22, "lm") + 36
-    if both:
-        draw.rectangle((left, 46, left + 44, 66), fill=ASPHALT)
-        for dash in range(3):
-            draw.line((left + 3 + 14 * dash, 56, left + 12 + 14 * dash, 56), fill=PAPER, width=4)
-        _text(draw, (left + 54, 56), "ground truth, in the cameras", 22, "lm")
+    draw_text(draw, (4, 0.82 * text), title, text, "lm")
+    draw_legend(draw, (4, 2.55 * text), text, dashed_truth=both)
     return heading
-
-
-def _draw_line(
-    draw: ImageDraw.ImageDraw, pts: np.ndarray, colour: tuple[int, int, int], width: float
-) -> None:
-    """A polyline [n, 2] in pixels with round joins and ends."""
-    draw.line([tuple(point) for point in pts.tolist()], fill=colour, width=round(width), joint="curve")
-    radius = width / 2 - 0.5
-    for x, y in pts[[0, -1]].tolist():
-        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
 
 
 def _draw_car(draw: ImageDraw.ImageDraw, pixels) -> None:
     """The outline of the car and an arrowhead that says where its front is."""
     half, rear, front = CAR_OUTLINE
     left_front, right_rear = pixels(np.array([[-half, front], [half, rear]])).tolist()
-    draw.rounded_rectangle((*left_front, *right_rear), radius=8, fill=CAR)
+    draw.rounded_rectangle((*left_front, *right_rear), radius=(right_rear[0] - left_front[0]) / 5, fill=CAR)
     arrow = pixels(np.array([[-half * 0.6, 0.4], [0.0, front - 0.4], [half * 0.6, 0.4]]))
     draw.polygon([tuple(point) for point in arrow.tolist()], fill=PAPER)
 
 
-def _draw_scale_bar(draw: ImageDraw.ImageDraw, at: tuple[float, float], scale: float) -> None:
-    """Ten metres at `scale` pixels a metre, to the right of `at`, and their name."""
-    left, middle = at
-    right = left + 10 * scale
-    draw.line((left, middle, right, middle), fill=INK, width=3)
-    for x in (left, right):
-        draw.line((x, middle - 6, x, middle + 6), fill=INK, width=3)
-    _text(draw, (right + 10, middle), "10 m", 20, "lm")
-
-
 def _draw_scores(
-    draw: ImageDraw.ImageDraw, vectors: Vectors, lines: Sequence[np.ndarray], size: tuple[int, int]
+    draw: ImageDraw.ImageDraw,
+    vectors: Vectors,
+    lines: Sequence[np.ndarray],
+    size: tuple[int, int],
+    car: Sequence[float],
 ) -> None:
-    """Each line's score on its middle point, best first, left out where another one stands already."""
-    font = ImageFont.load_default(size=15)
-    taken: list[tuple[float, float, float, float]] = []
+    """Each line's score on a point of its visible part, best first, left out where no such place is free.
+
+    lines: N arrays [n, 2] of pixels in a panel of `size` (W, H); car: its box, left, top, right, bottom.
+    """
+    taken = [tuple(car)]
     for index in np.argsort(-vectors.scores, kind="stable"):
         text = f"{vectors.scores[index]:.2f}"
-        for share in (0.5, 0.35, 0.65, 0.2, 0.8):
-            x, y = lines[index][int(share * (len(lines[index]) - 1))].tolist()
+        visible = lines[index][np.all((lines[index] >= 0) & (lines[index] <= size), axis=1)]
+        for share in (0.5, 0.35, 0.65, 0.2, 0.8) if len(visible) else ():
+            x, y = visible[int(share * (len(visible) - 1))].tolist()
             x, y = np.clip(x, 22, size[0] - 22), np.clip(y, 12, size[1] - 12)
-            left, top, right, bottom = draw.textbbox((x, y), text, font=font, anchor="mm")
+            left, top, right, bottom = draw.textbbox((x, y), text, font=font(SCORE_TEXT), anchor="mm")
             box = left - 3, top - 3, right + 3, bottom + 3
             if all(box[2] < t[0] or t[2] < box[0] or box[3] < t[1] or t[3] < box[1] for t in taken):
                 taken.append(box)
                 draw.rectangle(box, fill=PAPER, outline=CLASS_COLOURS[vectors.labels[index]])
-                draw.text((x, y), text, fill=INK, font=font, anchor="mm")
+                draw_text(draw, (x, y), text, SCORE_TEXT, "mm")
                 break
-
-
-def _text(
-    draw: ImageDraw.ImageDraw,
-    at: tuple[float, float],
-    text: str,
-    size: int,
-    anchor: str,
-    fill: tuple[int, int, int] = INK,
-    outline: tuple[int, int, int] | None = None,
-) -> float:
-    """Write text and return where it ends on the right, in pixels."""
-    font = ImageFont.load_default(size=size)
-    stroke = 2 if outline else 0
-    draw.text(at, text, fill=fill, font=font, anchor=anchor, stroke_width=stroke, stroke_fill=outline)
-    return draw.textbbox(at, text, font=font, anchor=anchor)[2]

@@ -1,5 +1,6 @@
 """Pictures: the right colour at the right place, and nothing from behind a camera."""
 
+import io
 import os
 import subprocess
 import sys
@@ -11,7 +12,10 @@ from PIL import Image
 
 from data.gt_cache import write_gt_cache
 from data.records import SampleRecord
-from evaluation.drawing import CLASS_COLOURS, draw_bev, draw_camera, draw_sample
+from evaluation.animation import FORMATS, save_animation
+from evaluation.canvas import CLASS_COLOURS, PAPER
+from evaluation.contact_sheet import Cell, draw_contact_sheet
+from evaluation.drawing import FRAME, draw_bev, draw_camera, draw_sample
 from evaluation.formats import write_maptr_predictions
 from evaluation.projection import NEAR, dash_line, densify_line, project_line
 from evaluation.vectors import Vectors, no_vectors
@@ -86,6 +90,19 @@ def test_bev_shows_scores_and_the_car():
     assert plain[310, 146].max() < 130  # the body of the car, behind the LiDAR
 
 
+def test_scores_leave_the_car_visible_and_stay_on_the_visible_part():
+    through_car = np.stack([np.zeros(21), np.linspace(-20.0, 20.0, 21)], axis=1)
+    leaving = np.stack([np.linspace(-10.0, -60.0, 21), np.full(21, 20.0)], axis=1)  # the middle lies outside
+    vectors = Vectors(np.array([0, 2]), [through_car, leaving], np.array([0.8, 0.6]))
+    unscored = Vectors(vectors.labels, vectors.pts_m)
+    plain, scored = (np.asarray(draw_bev(shown, PC_RANGE, 600), int) for shown in (unscored, vectors))
+    changed = np.any(plain != scored, axis=-1)
+    assert not changed[276:317, 141:159].any()  # the car: 0.87 m to each side, 2.43 m ahead to 1.65 m behind
+    rows, columns = np.nonzero(changed)
+    assert (columns > 100).any() and (columns < 60).any() and columns.min() > 5
+    assert abs(rows[columns < 60].mean() - 100) < 5  # y = 20
+
+
 def test_camera_panel_puts_the_line_where_the_camera_sees_it():
     line = np.array([[2.0, 6.0], [2.0, 12.0]])
     blank = Image.new("RGB", SIZE, (128, 128, 128))
@@ -157,6 +174,79 @@ def test_sample_picture_holds_both_panels_and_white_dashes():
     u, v = 79.5 + 80 * -2.0 / 6.0, 44.5 + 80 * -GROUND_Z / 6.0  # a predicted point, 6 m ahead
     row, column = round(v * 3.5), round(u * 3.5)  # 160 pixels became 560
     assert has_colour(front, CLASS_COLOURS[1])[row - 4 : row + 5, column - 4 : column + 5].any()
+
+
+def test_small_layout_has_scale_bar_and_whole_legend():
+    sample = record()
+    images = [Image.new("RGB", SIZE, (128, 128, 128)) for _ in CAMERAS]
+    truth = Vectors(sample.labels, sample.pts_m)
+    scored = Vectors(truth.labels, truth.pts_m, np.array([0.5, 0.6]))
+    picture = np.asarray(draw_sample(sample, images, truth, scored, PC_RANGE, FRAME, "a title"), int)
+    height, width = picture.shape[:2]
+    left = width - 12 - (3 * FRAME.camera_width + 12)
+    heading = picture[12:69, left:]
+    for colour in CLASS_COLOURS:
+        assert has_colour(heading, colour, 0).sum() > 50
+    right_end = np.nonzero(np.any(heading != PAPER, axis=(0, 2)))[0].max()
+    assert 600 < right_end < heading.shape[1] - 12  # the last word is not cut off
+    bar = np.all(picture[-24:-12, :left] < 60, axis=-1)  # nothing else below the panels is as dark and as long
+    longest = max(len(run) for row in bar for run in "".join(map(str, row.astype(int))).split("0"))
+    map_height = np.nonzero(np.all(picture[:, 13:30] < 60, axis=(1, 2)))[0]  # upper and lower edge of the panel
+    assert longest == pytest.approx((map_height.max() - map_height.min()) / 6, abs=4)  # 10 of 60 m
+    panels = np.asarray(draw_sample(sample, images, truth, truth, PC_RANGE, FRAME, "a title"), int)
+    np.testing.assert_array_equal(panels[:, :left], picture[:, :left])  # no scores in panels of this size
+
+
+def test_contact_sheet_in_reading_order_with_room_for_every_caption():
+    line = np.array([[5.0, -10.0], [5.0, 20.0]])
+    cells = [
+        Cell(("a caption that is much wider than the one panel below it", ""), (("", Vectors(np.array([0]), [line])),)),
+        Cell(("", ""), (("", Vectors(np.array([1]), [line], np.array([0.4]))),)),
+        Cell(("", ""), (("", Vectors(np.array([2]), [line])),)),
+    ]
+    sheet = np.asarray(draw_contact_sheet("A title", cells, PC_RANGE, panel_height=300), int)  # 5 pixels a metre
+    upper = 92 + 3 * 20 + 2  # heading, two captions and the line of counts
+    first, second = sheet[upper : upper + 300], sheet[upper + 386 : upper + 686]  # rows: a cell is wider than high
+    panels = zip((first, first, second), CLASS_COLOURS, strict=True)
+    places = [np.nonzero(has_colour(panel, colour, 0)) for panel, colour in panels]
+    columns = [place[1].mean() for place in places]
+    assert columns[0] == pytest.approx(12 + 100, abs=1.5)  # 20 m right of the left edge
+    assert columns[2] == pytest.approx(columns[0], abs=1.5)
+    for rows, _ in places:
+        assert abs(rows.min() - 50) <= 3 and abs(rows.max() - 200) <= 3  # y = 20 and -10
+    caption = np.nonzero(np.any(sheet[92:112] != PAPER, axis=(0, 2)))[0]
+    second_panel = columns[1] - 100
+    assert 300 < caption.max() < second_panel - 12
+
+    one = np.asarray(draw_contact_sheet("A title that is wider than one panel", cells[1:2], PC_RANGE), int)
+    assert np.all(one[:, -12:] == PAPER) and one.shape[1] > 600  # the legend and the scale bar stay whole
+    many = draw_contact_sheet("", cells * 7, PC_RANGE)
+    assert 1.0 < many.width / many.height < 2.5
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_animation_keeps_frames_times_and_drawn_colours(suffix):
+    rng = np.random.default_rng(0)
+    frames = []
+    for index in range(3):
+        frame = rng.integers(0, 256, (90, 120, 3), dtype=np.uint8)  # more colours than a palette holds
+        frame[:30] = PAPER
+        frame[10:16, 10 + 20 * index : 70 + 20 * index] = CLASS_COLOURS[index]
+        frame[22, 50:53] = CLASS_COLOURS  # too few pixels for a palette made of the whole frame
+        frames.append(Image.fromarray(frame))
+    file = io.BytesIO()
+    save_animation(file, iter(frames), 4.0, suffix)
+    with Image.open(file) as animation:
+        assert (animation.format, animation.n_frames, animation.size) == (FORMATS[suffix], 3, (120, 90))
+        assert animation.info["loop"] == 0
+        for index, frame in enumerate(frames):
+            animation.seek(index)
+            animation.load()  # WebP knows the duration only then
+            assert animation.info["duration"] == 250
+            shown = np.asarray(animation.convert("RGB"), int)[:29]
+            if suffix == ".gif":
+                np.testing.assert_array_equal(shown, np.asarray(frame)[:29])
+            assert np.abs(shown[12:14, 30 + 20 * index] - np.array(CLASS_COLOURS[index])).max() <= 12
 
 
 def test_visualize_command(tmp_path):
