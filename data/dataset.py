@@ -13,6 +13,7 @@ from data.gt_cache import GTCache
 from data.images import adjust_colours, load_image, mirror_image
 from data.polylines import is_closed, resample_lines
 from data.records import SampleRecord
+from data.scene_context import context_of
 from data.transforms import (
     Augmentation,
     AugmentConfig,
@@ -34,7 +35,8 @@ class MapDetectionDataset(Dataset):
     cache: which samples; dataroot: where their images lie; image_size: (H, W) of the resized images;
     crop_top: share of the image height cut off the top before resizing (sky, at small sizes); num_points: P;
     augment: None for evaluation; seed: with epoch and index it decides all randomness; pc_range: the cache's own
-    unless given, as it must be where records without ground truth take the place of a cache.
+    unless given, as it must be where records without ground truth take the place of a cache; with_context: add the
+    words of data/scene_context.py to each item.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class MapDetectionDataset(Dataset):
         augment: AugmentConfig | None = None,
         seed: int = 0,
         pc_range: Sequence[float] | None = None,
+        with_context: bool = False,
     ):
         if not 0.0 <= crop_top < 1.0:
             raise ValueError(f"crop_top: {crop_top}, expected 0 <= crop_top < 1; it is a share of the height")
@@ -59,6 +62,7 @@ class MapDetectionDataset(Dataset):
         self.num_points = num_points
         self.augment = augment
         self.seed = seed
+        self.with_context = with_context
         self.pc_range = tuple(cache.meta["pc_range"] if pc_range is None else pc_range)
         # In shared memory, so that workers that outlive an epoch see the next one.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -76,7 +80,8 @@ class MapDetectionDataset(Dataset):
         images uint8 [V, 3, H, W]; lidar2img float32 [V, 4, 4], LiDAR metres to pixels of these images (times
         depth); ground_z float32 [], height of the road plane; camera_ids int64 [V], index into CAMERAS;
         labels int64 [G]; pts float32 [G, P, 2] in [0, 1] of pc_range; closed bool [G], True = a ring;
-        sample_token; index. Raises UserError for an image that is missing, broken or of another size.
+        sample_token; index; context, words for the prompt, when asked for. Raises UserError for an image that is
+        missing, broken or of another size.
         """
         record = self.cache[index]
         augmentation = self.augmentation_of(index)
@@ -85,7 +90,7 @@ class MapDetectionDataset(Dataset):
         pts = resample_lines(pts_m, self.num_points)  # [G, P, 2]
         # Crossings reach 0.2 m beyond the range (MapTR's margin); as targets they end at its edge.
         pts = np.clip(normalize_pts(pts, self.pc_range), 0.0, 1.0)
-        return {
+        item = {
             "images": images,
             "lidar2img": torch.from_numpy(lidar2img.astype(np.float32)),
             "ground_z": torch.tensor(record.ground_z, dtype=torch.float32),
@@ -96,6 +101,9 @@ class MapDetectionDataset(Dataset):
             "sample_token": record.sample_token,
             "index": index,
         }
+        if self.with_context:
+            item["context"] = context_of(record)
+        return item
 
     def augmentation_of(self, index: int) -> Augmentation:
         """What happens to this sample in the present epoch, a function of (seed, epoch, index)."""
@@ -130,7 +138,7 @@ def collate(samples: list[dict]) -> dict:
     """Stack samples into a batch of B; ground truth stays a list, because G differs.
 
     Returns images [B, V, 3, H, W], lidar2img [B, V, 4, 4], ground_z [B], camera_ids [B, V], targets: B dicts
-    of labels, pts, closed; sample_tokens and indices: lists of B.
+    of labels, pts, closed; sample_tokens, indices and, if the samples have it, context: lists of B.
     """
     batch = {
         key: torch.stack([sample[key] for sample in samples])
@@ -139,4 +147,6 @@ def collate(samples: list[dict]) -> dict:
     batch["targets"] = [{key: sample[key] for key in ("labels", "pts", "closed")} for sample in samples]
     batch["sample_tokens"] = [sample["sample_token"] for sample in samples]
     batch["indices"] = [sample["index"] for sample in samples]
+    if "context" in samples[0]:
+        batch["context"] = [sample["context"] for sample in samples]
     return batch

@@ -48,6 +48,7 @@ def write_gt_cache(path: str | Path, records: Sequence[SampleRecord], meta: Mapp
     The same records and meta give the same bytes.
     """
     tensors, scenes, locations = records_to_tensors(records)
+    descriptions = {record.scene_name: record.scene_description for record in records}
     full_meta = {
         **meta,
         "schema": SCHEMA,
@@ -55,6 +56,7 @@ def write_gt_cache(path: str | Path, records: Sequence[SampleRecord], meta: Mapp
         "cameras": list(CAMERAS),
         "num_samples": len(records),
         "scenes": scenes,
+        "scene_descriptions": [descriptions[scene] for scene in scenes],
         "locations": locations,
     }
     header = {}
@@ -144,6 +146,7 @@ class GTCache:
             ground_z=float(t["ground_z"][index]),
             labels=t["labels"][first:last].astype(np.int64),
             pts_m=[points[begin:end] for begin, end in zip(bounds[:-1], bounds[1:], strict=True)],
+            scene_description=self.meta["scene_descriptions"][t["scene"][index]],
         )
 
     def tensor(self, name: str) -> np.ndarray:

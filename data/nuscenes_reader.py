@@ -78,6 +78,7 @@ def read_records(nusc: NuScenes, split: str | None) -> list[SampleRecord]:
             ground_z=-float(lidar2global[2, 3]),  # the road is at global z = 0
             labels=no_labels,
             pts_m=no_lines,
+            scene_description=scene["description"],
         )
         for sample, scene, sensors, cam2lidar, lidar2global, ego2global in zip(
             samples, scene_of, readings, camera_to_lidar, lidar_to_global, ego_to_global, strict=True

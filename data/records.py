@@ -57,6 +57,7 @@ class SampleRecord:
     ground_z: float  # height of the road plane in the LiDAR frame, metres
     labels: np.ndarray  # [G] int64, index into CLASSES
     pts_m: list[np.ndarray]  # G arrays [n, 2] float32, metres; a closed ring repeats its first point
+    scene_description: str = ""  # nuScenes' own words on the scene, the same for all its samples
 
 
 def records_to_tensors(
