@@ -12,12 +12,12 @@ from PIL import Image
 
 from data.gt_cache import write_gt_cache
 from data.records import SampleRecord
-from evaluation.animation import FORMATS, save_animation
-from evaluation.canvas import CLASS_COLOURS, PAPER
-from evaluation.contact_sheet import Cell, draw_contact_sheet
-from evaluation.drawing import FRAME, draw_bev, draw_camera, draw_sample
 from evaluation.formats import write_maptr_predictions
-from evaluation.projection import NEAR, dash_line, densify_line, project_line
+from evaluation.pictures.animation import FORMATS, save_animation
+from evaluation.pictures.canvas import CLASS_COLOURS, PAPER
+from evaluation.pictures.contact_sheet import Cell, draw_contact_sheet
+from evaluation.pictures.drawing import FRAME, draw_bev, draw_camera, draw_sample
+from evaluation.pictures.projection import NEAR, dash_line, densify_line, project_line
 from evaluation.vectors import Vectors, no_vectors
 from tests.made_records import META
 from utils.frame import CAMERAS, PC_RANGES

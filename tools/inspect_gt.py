@@ -19,7 +19,7 @@ import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from data.gt_cache import GTCache, range_name  # noqa: E402
-from evaluation.contact_sheet import MAX_CELLS, Cell, draw_contact_sheet  # noqa: E402
+from evaluation.pictures.contact_sheet import MAX_CELLS, Cell, draw_contact_sheet  # noqa: E402
 from evaluation.vectors import Vectors  # noqa: E402
 from utils.errors import UserError, run_cli  # noqa: E402
 from utils.files import replacing  # noqa: E402

@@ -24,12 +24,12 @@ from tqdm import tqdm  # noqa: E402
 from data.gt_cache import GTCache  # noqa: E402
 from data.images import load_image  # noqa: E402
 from data.records import SampleRecord  # noqa: E402
-from evaluation.animation import FORMATS, save_animation  # noqa: E402
-from evaluation.canvas import SMOOTHING  # noqa: E402
-from evaluation.contact_sheet import MAX_CELLS, Cell, draw_contact_sheet  # noqa: E402
-from evaluation.drawing import FRAME, draw_sample  # noqa: E402
 from evaluation.formats import read_predictions_and_frame  # noqa: E402
 from evaluation.frames import to_lidar  # noqa: E402
+from evaluation.pictures.animation import FORMATS, save_animation  # noqa: E402
+from evaluation.pictures.canvas import SMOOTHING  # noqa: E402
+from evaluation.pictures.contact_sheet import MAX_CELLS, Cell, draw_contact_sheet  # noqa: E402
+from evaluation.pictures.drawing import FRAME, draw_sample  # noqa: E402
 from evaluation.sample_f1 import F1_THRESHOLD, SampleF1, rank_by_f1, sample_f1  # noqa: E402
 from evaluation.vectors import Vectors, no_vectors  # noqa: E402
 from utils.errors import UserError, run_cli  # noqa: E402

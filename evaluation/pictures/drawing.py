@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from data.geometry import lidar2img_matrix
 from data.records import SampleRecord
-from evaluation.canvas import (
+from evaluation.pictures.canvas import (
     CAR,
     CLASS_COLOURS,
     GAP,
@@ -27,7 +27,7 @@ from evaluation.canvas import (
     draw_text,
     font,
 )
-from evaluation.projection import dash_line, project_line
+from evaluation.pictures.projection import dash_line, project_line
 from evaluation.vectors import Vectors
 from utils.frame import CAMERAS
 

@@ -6,7 +6,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from evaluation.canvas import CAR, CLASS_COLOURS, GRID, HALO, INK, PAPER
+from evaluation.pictures.canvas import CAR, CLASS_COLOURS, GRID, HALO, INK, PAPER
 
 FORMATS = {".webp": "WEBP", ".gif": "GIF"}
 # Thin lines cover few pixels: a palette fitted to the photographs alone would leave their colours out.

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from evaluation.canvas import CLASS_COLOURS, GAP, PAPER, draw_legend, draw_scale_bar, draw_text
-from evaluation.drawing import draw_bev
+from evaluation.pictures.canvas import CLASS_COLOURS, GAP, PAPER, draw_legend, draw_scale_bar, draw_text
+from evaluation.pictures.drawing import draw_bev
 from evaluation.vectors import Vectors
 from utils.frame import CLASSES
 

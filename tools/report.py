@@ -1,0 +1,179 @@
+#!/usr/bin/env python3
+"""A run as one HTML page: scores, curves, a gallery of samples, settings. It opens from disk, without a network.
+
+Checkpoint, cache and images are found from the run's folder and its config.json unless they are given; the page
+says what was missing. Examples:
+  python tools/report.py --run outputs/<run>
+  python tools/report.py --run outputs/<run> --gt-cache F.safetensors --dataroot D --output report.html
+"""
+
+import argparse
+import platform
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from torch.utils.data import DataLoader  # noqa: E402
+
+from data.dataset import MapDetectionDataset, collate  # noqa: E402
+from data.gt_cache import GTCache, default_cache_path, range_name  # noqa: E402
+from data.splits import SPLITS  # noqa: E402
+from evaluation.chamfer_ap import PROTOCOLS, hits_by_class, match_samples, summarize, thresholds_for  # noqa: E402
+from evaluation.inference import ground_truth_of, load_detector, predict  # noqa: E402
+from evaluation.report.gallery import GallerySample, choose_samples, judge_samples, picture_sample, score_thresholds  # noqa: E402
+from evaluation.report.page import Evaluation, render_report  # noqa: E402
+from evaluation.report.run_folder import RunFolder, read_run  # noqa: E402
+from evaluation.sample_f1 import SampleF1  # noqa: E402
+from evaluation.vectors import Vectors  # noqa: E402
+from utils.device import default_device  # noqa: E402
+from utils.errors import UserError, run_cli  # noqa: E402
+from utils.files import default_dataroot, replacing  # noqa: E402
+
+MAX_GALLERY = 8  # samples of each kind: 24 of them are about 3 MB
+PACKAGES = ("torch", "torchvision", "transformers", "nuscenes-devkit", "numpy", "shapely", "scipy", "pillow")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What an evaluation needs."""
+
+    checkpoint: Path
+    gt_cache: Path
+    dataroot: Path
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", required=True, help="output folder of train_map_detection.py")
+    parser.add_argument("--output", help="HTML file to write (default: report.html in the run's folder)")
+    parser.add_argument("--checkpoint", help="default: the run's best_model.pth, else its last one")
+    parser.add_argument("--gt-cache", help="default: the cache that the run validated on")
+    parser.add_argument("--dataroot", help="folder with the images (default: that of the run)")
+    parser.add_argument("--llm-path", help="where the checkpoint's LLM lies, if not where it was in training")
+    parser.add_argument("--protocol", default="maptr", choices=PROTOCOLS)
+    parser.add_argument(
+        "--gallery", type=int, default=4, help="best, median and worst samples, so many of each (default 4)"
+    )
+    parser.add_argument("--no-evaluation", action="store_true", help="only what the run's own files say")
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--num-workers", type=int, default=2, help="processes that decode images")
+    args = parser.parse_args()
+    if not 0 <= args.gallery <= MAX_GALLERY:
+        raise UserError(f"--gallery: {args.gallery}, expected 0 to {MAX_GALLERY}; more would make the page too heavy")
+    if args.batch_size < 1 or args.num_workers < 0:
+        raise UserError(f"--batch-size {args.batch_size} --num-workers {args.num_workers}: at least 1 and 0 are needed")
+    given = [name for name in ("checkpoint", "gt_cache", "dataroot") if getattr(args, name)]
+    if args.no_evaluation and given:
+        raise UserError(f"--no-evaluation --{given[0].replace('_', '-')}: one says the opposite of the other; drop one")
+    return args
+
+
+def find_inputs(args: argparse.Namespace, run: RunFolder) -> Inputs | str:
+    """What to evaluate and on what, or a sentence saying which part cannot be found.
+
+    What the user names is taken as it is: whoever opens it complains if it is not there.
+    """
+    checkpoint = args.checkpoint or run.checkpoint()
+    if checkpoint is None:
+        return "Not evaluated: the run's folder holds no checkpoint."
+    recorded = run.setting("dataroot")
+    found = isinstance(recorded, str) and Path(recorded).is_dir()
+    dataroot = Path(args.dataroot or (recorded if found else default_dataroot()))
+    gt_cache = args.gt_cache or _recorded_cache(run, dataroot)
+    if not args.gt_cache and not gt_cache.is_file():
+        return f"Not evaluated: no ground-truth cache at {gt_cache}; --gt-cache and --dataroot say where it is."
+    if not args.dataroot and not dataroot.is_dir():
+        return f"Not evaluated: no folder {dataroot} with the images; --dataroot says where it is."
+    return Inputs(Path(checkpoint), Path(gt_cache), dataroot)
+
+
+def _recorded_cache(run: RunFolder, dataroot: Path) -> Path:
+    """The cache that the run validated on; where it was not named, or is gone, its usual place in dataroot."""
+    named = run.setting("gt_cache_val")
+    if isinstance(named, str) and Path(named).is_file():
+        return Path(named)
+    split = run.setting("val_split")
+    names = [str(run.setting(name, value)) for name, value in (("version", "v1.0-trainval"), ("pc_range", "60x30"))]
+    return default_cache_path(dataroot, names[0], split if split in SPLITS else "val", names[1],
+                              str(run.setting("gt_style", "maptr")))  # fmt: skip
+
+
+def evaluate_run(args: argparse.Namespace, inputs: Inputs) -> Evaluation:
+    """Predict the split, score it, and draw the gallery. Raises UserError for whatever does not fit together."""
+    device = default_device()
+    cache = GTCache.open(inputs.gt_cache)
+    model, config = load_detector(inputs.checkpoint, device, args.llm_path)
+    cache.require(pc_range=config.pc_range)
+    cache.verify()
+    dataset = MapDetectionDataset(cache, inputs.dataroot, config.image_size, config.crop_top, config.num_points)
+    loader = DataLoader(dataset, args.batch_size, num_workers=args.num_workers, collate_fn=collate)
+    predictions, _ = predict(model, loader, device, None, config.pc_range, "evaluate")
+    ground_truth = ground_truth_of(cache)
+    thresholds = thresholds_for(config.pc_range)
+    matches = match_samples(predictions, ground_truth, args.protocol, thresholds)
+    hits = hits_by_class(matches, len(thresholds))
+    min_scores = score_thresholds(hits, thresholds)
+    shown, scores = judge_samples(predictions, ground_truth, min_scores)
+    command = ["python", "tools/evaluate.py", "--checkpoint", inputs.checkpoint, "--gt-cache", inputs.gt_cache,
+               "--dataroot", inputs.dataroot, "--protocol", args.protocol]  # fmt: skip
+    meta = cache.meta
+    return Evaluation(
+        checkpoint=inputs.checkpoint.name,
+        data=f"{meta['version']} {meta['split']}, {range_name(config.pc_range)} m, {meta['gt_style']} style",
+        num_samples=len(cache),
+        command=shlex.join(map(str, command)),
+        result=summarize(matches, args.protocol, thresholds),
+        hits=hits,
+        min_scores=min_scores.tolist(),
+        gallery=draw_gallery(cache, inputs.dataroot, shown, scores, args.gallery),
+    )
+
+
+def draw_gallery(
+    cache: GTCache, dataroot: Path, shown: Mapping[str, Vectors], scores: list[SampleF1], count: int
+) -> dict[str, list[GallerySample]]:
+    """Pictures of `count` best, median and worst samples; scores in the order of the cache."""
+    gallery = {}
+    scenes = cache.tensor("scene").tolist()
+    for title, indices in choose_samples(scores, scenes, count).items():
+        records = [cache[index] for index in indices]
+        gallery[title] = [
+            picture_sample(record, shown[record.sample_token], scores[index], dataroot, cache.meta["pc_range"])
+            for index, record in zip(indices, records, strict=True)
+        ]
+    return gallery
+
+
+def software_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that shape results."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:  # training and evaluation from a cache need not have all of them
+            versions[package] = "not installed"
+    return versions
+
+
+def main() -> None:
+    args = parse_args()
+    run = read_run(args.run)
+    inputs = "Not evaluated: --no-evaluation was given." if args.no_evaluation else find_inputs(args, run)
+    evaluation = None if isinstance(inputs, str) else evaluate_run(args, inputs)
+    missing = inputs if isinstance(inputs, str) else ""
+    page = render_report(run, evaluation, missing, software_versions())
+    output = Path(args.output or run.path / "report.html")
+    content = page.encode("utf-8", errors="replace")  # names of files may hold what is no text
+    with replacing(output) as file:
+        file.write(content)
+    score = f"mAP {evaluation.result['mAP']:.3f} on {evaluation.num_samples} samples" if evaluation else missing
+    print(f"{output}: {score.rstrip('.')}, {len(content) / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    run_cli(main)
