@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
-from models.config import ModelConfig
+from models.config import ModelConfig, QFormerConfig
 
 
 class CameraQFormer(nn.Module):
@@ -44,18 +44,22 @@ class SceneProjection(nn.Module):
         return self.norm(self.projection(scene)).flatten(1, 2)  # [B, V*N, D]
 
 
-def build_qformer(config: ModelConfig) -> CameraQFormer:
-    """The Q-Former with random weights; pretrained ones are loaded over them."""
-    qformer = config.qformer
-    hf_config = Blip2QFormerConfig(
+def qformer_hf_config(qformer: QFormerConfig, vision_dim: int) -> Blip2QFormerConfig:
+    """transformers' settings of the Q-Former; what `qformer` does not say is as BLIP-2 was published."""
+    return Blip2QFormerConfig(
         hidden_size=qformer.hidden_size,
         num_hidden_layers=qformer.num_layers,
         num_attention_heads=qformer.num_heads,
         intermediate_size=qformer.mlp_size,
         cross_attention_frequency=qformer.cross_attention_frequency,
-        encoder_hidden_size=config.vision.hidden_size,
+        encoder_hidden_size=vision_dim,
         hidden_dropout_prob=qformer.dropout,
         attention_probs_dropout_prob=qformer.dropout,
         attn_implementation="sdpa",
     )
-    return CameraQFormer(Blip2QFormerModel(hf_config), qformer.num_query_tokens)
+
+
+def build_qformer(config: ModelConfig) -> CameraQFormer:
+    """The Q-Former with random weights; pretrained ones are loaded over them."""
+    hf_config = qformer_hf_config(config.qformer, config.vision.hidden_size)
+    return CameraQFormer(Blip2QFormerModel(hf_config), config.qformer.num_query_tokens)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Blip2VisionConfig, Blip2VisionModel
 
-from models.config import ModelConfig
+from models.config import ModelConfig, VisionConfig
 
 # Mean and standard deviation of CLIP's images, RGB in [0, 1]; BLIP-2's processor uses the same.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -33,16 +33,21 @@ class VisionTower(nn.Module):
         return (images.float() - self.mean) / self.std
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Normalised pixels [B, V, 3, H, W] to tokens [B, V, 1 + h*w, C], the class token first."""
+        """Normalised pixels [B, V, 3, H, W] to tokens [B, V, 1 + h*w, C], the class token first.
+
+        A tower in half precision gives half-precision tokens under autocast, else tokens as precise as the pixels.
+        """
         with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
-            tokens = self.model(pixels.flatten(0, 1), interpolate_pos_encoding=True).last_hidden_state
+            inputs = pixels.flatten(0, 1).to(self.model.dtype)
+            tokens = self.model(inputs, interpolate_pos_encoding=True).last_hidden_state
+        if not torch.is_autocast_enabled(pixels.device.type):
+            tokens = tokens.to(pixels.dtype)
         return tokens.unflatten(0, pixels.shape[:2])  # [B, V, 1+h*w, C]
 
 
-def build_vision_tower(config: ModelConfig) -> VisionTower:
-    """The tower with random weights; pretrained ones are loaded over them."""
-    vision = config.vision
-    hf_config = Blip2VisionConfig(
+def vision_hf_config(vision: VisionConfig) -> Blip2VisionConfig:
+    """transformers' settings of the tower; what `vision` does not say is as BLIP-2 was published."""
+    return Blip2VisionConfig(
         hidden_size=vision.hidden_size,
         num_hidden_layers=vision.num_layers,
         num_attention_heads=vision.num_heads,
@@ -53,4 +58,20 @@ def build_vision_tower(config: ModelConfig) -> VisionTower:
         initializer_range=0.02,
         attn_implementation="sdpa",
     )
-    return VisionTower(Blip2VisionModel(hf_config), trainable=vision.trainable)
+
+
+def build_vision_tower(config: ModelConfig, dtype: torch.dtype = torch.float32) -> VisionTower:
+    """The tower: a trainable one in float32 with random weights, a frozen one in dtype.
+
+    Where config names pretrained weights a frozen tower's content is left open, since drawing it would take longer
+    than loading it.
+    """
+    hf_config = vision_hf_config(config.vision)
+    if config.vision.trainable:
+        return VisionTower(Blip2VisionModel(hf_config), trainable=True)
+    if config.qformer_pretrained == "none":
+        return VisionTower(Blip2VisionModel(hf_config).to(dtype), trainable=False)
+    device = torch.get_default_device()
+    with torch.device("meta"):
+        model = Blip2VisionModel(hf_config).to(dtype)
+    return VisionTower(model.to_empty(device=device), trainable=False)
