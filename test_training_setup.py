@@ -13,31 +13,28 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 
-from data.dataset import MapDetectionDataset, collate
+from data.dataset import collate
 from data.gt_cache import GTCache
 from data.made_up import random_batch
-from evaluation.inference import move_batch
-from models.config import PRESETS, ModelConfig
+from evaluation.inference import build_dataset, inference_dtype, move_batch
+from models.config import ModelConfig
 from models.criterion import MapCriterion
 from models.detector import MapDetector, build_detector
+from models.flags import add_model_arguments, config_from_flags
 from utils.device import default_device
 from utils.errors import UserError, run_cli
 from utils.files import default_dataroot
-from utils.frame import PC_RANGES
 from utils.optim import GROUPS, parameter_groups
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="base", choices=PRESETS)
-    parser.add_argument("--llm-path", help="folder or hub id of a decoder-only model | random | none")
+    add_model_arguments(parser)
     parser.add_argument("--dataroot", default=default_dataroot(), help="folder with the images (default: %(default)s)")
     parser.add_argument("--gt-cache-train", help="check this cache and read samples of it; without it: made-up data")
-    parser.add_argument("--pc-range", default="60x30", choices=PC_RANGES, help="the cache's length x width in metres")
     parser.add_argument("--batch-size", type=int, default=2)
     args = parser.parse_args()
     if args.batch_size < 1:
@@ -57,9 +54,15 @@ class Preflight:
         self.batch: dict
         self.outputs: dict
 
+    def run_model(self, batch: dict) -> dict:
+        """The model's outputs in the precision that training takes on this device."""
+        dtype = inference_dtype(self.device)
+        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+            return self.model(batch)
+
     def check_model(self) -> str:
         torch.manual_seed(0)
-        self.model = build_detector(self.config).to(self.device).train()
+        self.model = build_detector(self.config, self.device, inference_dtype(self.device) or torch.float32).train()
         counts = {True: 0, False: 0}
         for parameter in self.model.parameters():
             counts[parameter.requires_grad] += parameter.numel()
@@ -80,7 +83,7 @@ class Preflight:
         counts = (3,) * self.args.batch_size
         batch = random_batch(self.config.image_size, self.config.num_points, counts)
         self.batch = move_batch(batch, self.device)
-        self.outputs = self.model(self.batch)
+        self.outputs = self.run_model(self.batch)
         for name in ("pred_logits", "pred_pts"):
             if not torch.isfinite(self.outputs[name]).all():
                 raise RuntimeError(f"{name} is not finite")
@@ -112,7 +115,7 @@ class Preflight:
         cache.require(pc_range=self.config.pc_range)
         cache.verify()
         config = self.config
-        dataset = MapDetectionDataset(cache, self.args.dataroot, config.image_size, config.crop_top, config.num_points)
+        dataset = build_dataset(config, cache, self.args.dataroot)
         start = time.perf_counter()
         indices = range(0, len(dataset), max(1, len(dataset) // 8))
         samples = [dataset[index] for index in indices]
@@ -122,7 +125,7 @@ class Preflight:
             raise RuntimeError(f"{self.args.gt_cache_train}: {len(samples)} samples without one ground-truth line")
         batch = move_batch(collate(samples[: self.args.batch_size]), self.device)
         with torch.no_grad():
-            loss = self.criterion.total(self.criterion(self.model(batch), batch))
+            loss = self.criterion.total(self.criterion(self.run_model(batch), batch))
         if not torch.isfinite(loss):
             raise RuntimeError(f"loss {loss.item()} on samples {batch['sample_tokens']}")
         return (f"{len(cache)} samples, split {cache.meta['split']} of {cache.meta['version']}; read {len(samples)}: "
@@ -131,9 +134,7 @@ class Preflight:
 
 def main() -> None:
     args = parse_args()
-    config = replace(PRESETS[args.preset], pc_range=PC_RANGES[args.pc_range])
-    if args.llm_path:
-        config = replace(config, llm_path=args.llm_path)
+    config = config_from_flags(args)
     preflight = Preflight(config, args)
     checks: list[tuple[str, Callable[[], str]]] = [
         ("model", preflight.check_model),

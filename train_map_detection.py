@@ -6,9 +6,9 @@ Example (a synthetic world, two CPU cores): bash scripts/quickstart.sh
 
 import argparse
 import json
+import logging
 import math
 import time
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -16,26 +16,28 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from data.dataset import MapDetectionDataset, collate
+from data.dataset import collate
 from data.gt_cache import GT_STYLES, GTCache, default_cache_path, range_name
 from data.splits import SPLITS
 from data.transforms import AugmentConfig
 from evaluation.chamfer_ap import evaluate, format_table, thresholds_for
-from evaluation.inference import config_of, ground_truth_of, move_batch, predict
-from models.config import PRESETS, ModelConfig
+from evaluation.inference import build_dataset, config_of, ground_truth_of, move_batch, predict
+from models.config import ModelConfig
 from models.criterion import MapCriterion
 from models.detector import MapDetector, build_detector
+from models.flags import add_model_arguments, config_from_flags
 from utils.checkpoint import frozen_identity, load_checkpoint, load_trainable, save_checkpoint, trainable_state
 from utils.device import default_device
 from utils.errors import UserError, run_cli
 from utils.files import default_dataroot, replacing
 from utils.frame import CLASSES, PC_RANGES
 from utils.optim import build_optimizer, build_scheduler, format_learning_rates
-from utils.run_log import RunLog, progress_bar
+from utils.parameter_table import format_parameter_table, parameter_rows
+from utils.run_log import RunLog, collected_messages, progress_bar
 
 # Flags whose change at a resumption would make it another run.
 RESULT_FLAGS = ("batch_size", "epochs", "lr_qformer", "lr_queries", "lr_decoder", "weight_decay", "warmup_steps",
-                "grad_clip", "precision", "seed", "mirror", "photometric")
+                "grad_clip", "precision", "seed", "mirror", "photometric", "lr_lora")
 AUTOCAST = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -52,23 +54,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     data.add_argument("--train-split", default="train", choices=SPLITS)
     data.add_argument("--val-split", default="val", choices=SPLITS)
     data.add_argument("--gt-style", default="maptr", choices=GT_STYLES, help="whose ground-truth vectors")
-    data.add_argument("--pc-range", default="60x30", choices=PC_RANGES, help="length x width of the map in metres")
     data.add_argument("--num-workers", type=int, default=4, help="processes that decode images")
     data.add_argument("--mirror", type=float, default=0.0, help="probability of a left-right mirrored sample")
     data.add_argument("--photometric", type=float, default=0.0,
                       help="brightness, contrast and saturation vary by up to this share")
-    model = parser.add_argument_group("model")
-    model.add_argument("--preset", default="base", choices=PRESETS)
-    model.add_argument("--llm-path", help="folder or hub id of a decoder-only model | random | none "
-                       "(default: what the preset says)")
-    model.add_argument("--qformer-pretrained", default="none", choices=["none"],
-                       help="start of vision tower and Q-Former; only `none`, random weights, for now")
+    add_model_arguments(parser)
     run = parser.add_argument_group("training")
     run.add_argument("--epochs", type=int, default=24)
     run.add_argument("--batch-size", type=int, default=4)
     run.add_argument("--lr-qformer", type=float, default=1e-5)
     run.add_argument("--lr-queries", type=float, default=1e-4)
     run.add_argument("--lr-decoder", type=float, default=1e-4)
+    run.add_argument("--lr-lora", type=float, default=1e-4, help="of --lora-rank and --unfreeze-llm")
     run.add_argument("--weight-decay", type=float, default=0.01)
     run.add_argument("--warmup-steps", type=int, default=500)
     run.add_argument("--grad-clip", type=float, default=0.1, help="largest norm of the whole gradient")
@@ -92,7 +89,7 @@ def check_args(args: argparse.Namespace) -> None:
     for name in ("epochs", "batch_size", "log_interval", "save_interval", "eval_interval"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
-    for name in ("lr_qformer", "lr_queries", "lr_decoder", "weight_decay", "warmup_steps", "num_workers"):
+    for name in ("lr_qformer", "lr_queries", "lr_decoder", "lr_lora", "weight_decay", "warmup_steps", "num_workers"):
         if not getattr(args, name) >= 0:
             raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: must not be negative")
     for name in ("mirror", "photometric"):
@@ -108,12 +105,6 @@ def check_args(args: argparse.Namespace) -> None:
         args.precision = "fp16"
     if args.precision is None:
         args.precision = "fp16" if torch.cuda.is_available() else "fp32"
-    if args.qformer_pretrained == "none" and not PRESETS[args.preset].vision.trainable:
-        raise UserError(f"--preset {args.preset}: its frozen vision tower would stay random, since BLIP-2's weights "
-                        "cannot be loaded yet; take --preset tiny or small")
-    if args.qformer_pretrained == "none" and args.lr_qformer < 1e-4:
-        print(f"note: the Q-Former starts from random weights and hardly learns at --lr-qformer {args.lr_qformer:g}; "
-              "give 1e-3 or so")
 
 
 class EpochSampler(Sampler[int]):
@@ -156,8 +147,7 @@ def build_loader(args: argparse.Namespace, config: ModelConfig, cache: GTCache, 
     """Batches of a cache, shuffled by (seed, epoch) and augmented in training, in order in validation."""
     augment = AugmentConfig(mirror_probability=args.mirror, brightness=args.photometric,
                             contrast=args.photometric, saturation=args.photometric) if train else None
-    dataset = MapDetectionDataset(cache, args.dataroot, config.image_size, config.crop_top, config.num_points,
-                                  augment, args.seed)
+    dataset = build_dataset(config, cache, args.dataroot, augment, args.seed)
     sampler = EpochSampler(len(dataset), args.seed) if train else None
     return DataLoader(dataset, args.batch_size, sampler=sampler, num_workers=args.num_workers,
                       collate_fn=collate, pin_memory=torch.cuda.is_available(),
@@ -183,8 +173,8 @@ def check_resumed_settings(checkpoint: dict, config: ModelConfig, args: argparse
     before, now = config_of(checkpoint, args.resume).to_dict(), config.to_dict()
     before.update({name: checkpoint["args"].get(name) for name in RESULT_FLAGS})
     now.update({name: getattr(args, name) for name in RESULT_FLAGS})
-    # Of the LLM the weights decide, wherever they lie, and load_trainable compares those.
-    for name in sorted(now.keys() - {"llm_path"}):
+    # Of frozen parts the weights decide, wherever they lie, and load_trainable compares those.
+    for name in sorted(now.keys() - {"llm_path", "qformer_pretrained", "llm_checkpointing"}):
         if now[name] != before[name]:
             raise UserError(f"{args.resume}: was trained with {name} {before[name]}, this run has {now[name]}; resume "
                             f"with the settings in {Path(args.resume).parent / 'config.json'}")
@@ -200,11 +190,12 @@ class Trainer:
         self.device = default_device()
         self.dtype = AUTOCAST[args.precision]
         torch.manual_seed(args.seed)
-        self.model: MapDetector = build_detector(config).to(self.device)
+        self.model: MapDetector = build_detector(config, self.device, self.dtype or torch.float32)
         self.frozen_identity = frozen_identity(self.model)
         self.criterion = MapCriterion(config.num_points, config.num_classes, config.pc_range)
-        rates = {"qformer": args.lr_qformer, "queries": args.lr_queries, "decoder": args.lr_decoder}
-        self.optimizer = build_optimizer(self.model, rates, args.weight_decay)
+        self.rates = {"qformer": args.lr_qformer, "queries": args.lr_queries, "decoder": args.lr_decoder,
+                      "lora": args.lr_lora}
+        self.optimizer = build_optimizer(self.model, self.rates, args.weight_decay)
         self.scheduler = build_scheduler(self.optimizer, args.warmup_steps, args.epochs * len(train_loader))
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=args.precision == "fp16")
         self.epoch, self.step, self.best_map = 0, 0, -1.0
@@ -339,15 +330,9 @@ def summarize_losses(parts: dict[str, float]) -> str:
     return " ".join(f"{name} {value:.3f}" for name, value in shown.items())
 
 
-def build_config(args: argparse.Namespace) -> ModelConfig:
-    """The preset with what the flags change."""
-    config = replace(PRESETS[args.preset], pc_range=PC_RANGES[args.pc_range])
-    return replace(config, llm_path=args.llm_path) if args.llm_path else config
-
-
 def main() -> None:
     args = parse_args()
-    config = build_config(args)
+    config = config_from_flags(args)
     checkpoint = load_checkpoint(args.resume) if args.resume else None
     if checkpoint:
         check_resumed_settings(checkpoint, config, args)
@@ -356,17 +341,21 @@ def main() -> None:
     train_loader = build_loader(args, config, train_cache, train=True)
     val_loader = build_loader(args, config, val_cache, train=False)
     log = RunLog(folder)
-    trainer = Trainer(args, config, train_loader, val_loader, log, folder)
+    with collected_messages(logging.getLogger("models")) as messages:
+        trainer = Trainer(args, config, train_loader, val_loader, log, folder)
     if checkpoint:
         trainer.restore(checkpoint, args.resume)
     settings = {"args": vars(args), "model_config": config.to_dict(), "classes": list(CLASSES)}
     with replacing(folder / "config.json") as file:
         file.write((json.dumps(settings, indent=2) + "\n").encode())
-    trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in trainer.model.parameters())
-    log.line(f"preset {args.preset}, LLM {config.llm_path}: {trainable / 1e6:.2f} M of {total / 1e6:.2f} M parameters "
-             f"train; {len(train_cache)} training and {len(val_cache)} validation samples, "
-             f"{range_name(config.pc_range)} m; {trainer.device.type}, {args.precision}")
+    for message in messages:
+        log.line(message)
+    if config.qformer_pretrained == "none" and args.lr_qformer < 1e-4:
+        log.line("note: the Q-Former starts from random weights and hardly learns at --lr-qformer "
+                 f"{args.lr_qformer:g}; give 1e-3 or so")
+    log.line(format_parameter_table(parameter_rows(trainer.model), trainer.rates))
+    log.line(f"preset {args.preset}, LLM {config.llm_path}; {len(train_cache)} training and {len(val_cache)} "
+             f"validation samples, {range_name(config.pc_range)} m; {trainer.device.type}, {args.precision}")
     trainer.run()
 
 

@@ -1,14 +1,18 @@
 """Run a detector over a split and score it."""
 
+import argparse
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from data.dataset import MapDetectionDataset
 from data.gt_cache import GTCache
+from data.records import SampleRecord
+from data.transforms import AugmentConfig
 from evaluation.postprocess import outputs_to_vectors
 from evaluation.vectors import Vectors
 from models.config import ModelConfig
@@ -33,10 +37,21 @@ def config_of(checkpoint: dict, path: str | Path) -> ModelConfig:
     return config
 
 
+def add_weight_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of every tool that takes a checkpoint: where its frozen weights lie, if not where they were in training."""
+    parser.add_argument("--llm-path", help="where the checkpoint's LLM lies, if not where it was in training")
+    parser.add_argument("--qformer-pretrained", help="the same of its BLIP-2 weights")
+
+
+def inference_dtype(device: torch.device) -> torch.dtype | None:
+    """The precision that detectors run in here: half on a GPU, None (full) elsewhere."""
+    return torch.float16 if device.type == "cuda" else None
+
+
 def load_detector(
-    path: str | Path, device: torch.device, llm_path: str | None = None
+    path: str | Path, device: torch.device, llm_path: str | None = None, qformer_pretrained: str | None = None
 ) -> tuple[MapDetector, ModelConfig]:
-    """The detector of a checkpoint, in eval mode; llm_path says where its LLM lies on this machine, if elsewhere.
+    """The detector of a checkpoint on the device, in eval mode; for the paths see add_weight_arguments.
 
     Raises UserError when the file is not a checkpoint or does not fit.
     """
@@ -44,9 +59,25 @@ def load_detector(
     config = config_of(checkpoint, path)
     if llm_path:
         config = replace(config, llm_path=llm_path)
-    model = build_detector(config)
+    if qformer_pretrained:
+        config = replace(config, qformer_pretrained=qformer_pretrained)
+    model = build_detector(config, device, inference_dtype(device) or torch.float32)
     load_trainable(model, checkpoint, path)
-    return model.to(device).eval(), config
+    return model.eval(), config
+
+
+def build_dataset(
+    config: ModelConfig,
+    samples: GTCache | Sequence[SampleRecord],
+    dataroot: str | Path,
+    augment: AugmentConfig | None = None,
+    seed: int = 0,
+) -> MapDetectionDataset:
+    """The samples as a model of this config takes them."""
+    return MapDetectionDataset(
+        samples, dataroot, config.image_size, config.crop_top, config.num_points, augment, seed, config.pc_range,
+        config.prompt_context,
+    )  # fmt: skip
 
 
 def move_batch(batch: dict, device: torch.device) -> dict:

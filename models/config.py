@@ -4,6 +4,8 @@ from dataclasses import asdict, dataclass, replace
 
 from utils.frame import CLASSES, PC_RANGES
 
+QUANTIZATIONS = ("none", "int8", "nf4")
+
 
 def _require(condition: bool, name: str, value: object, fix: str) -> None:
     if not condition:
@@ -85,11 +87,18 @@ class ModelConfig:
     num_points: int = 20
     classes: tuple[str, ...] = CLASSES
     pc_range: tuple[float, ...] = PC_RANGES["60x30"]
-    llm_path: str = "lmsys/vicuna-7b-v1.5"  # folder or hub id of a decoder-only model | random | none
+    qformer_pretrained: str = "none"  # start of tower and Q-Former: blip2, a folder, file or hub id of BLIP-2 | none
+    llm_path: str = "lmsys/vicuna-7b-v1.5"  # folder, hub id or .gguf file of a decoder-only model | random | none
+    llm_quantization: str = "none"  # none | int8 | nf4: how the frozen linear layers of the LLM are stored
+    llm_checkpointing: bool = False  # keep each LLM layer's input only and compute the layer again in backward
+    lora_rank: int = 0  # of the trained low-rank addition to each linear layer of the LLM; 0 = none
+    lora_alpha: float = 16.0  # the addition is scaled by lora_alpha / lora_rank
+    unfreeze_llm: bool = False  # train every weight of the LLM, in float32
     prompt: str = (
         "Six cameras of a car see, in this order: front, front right, front left, back, back left, back right. "
         "Draw the vector map around the car: lane dividers, pedestrian crossings and road boundaries."
     )
+    prompt_context: bool = False  # append each sample's city, driving side, day or night and rain to the prompt
     vision: VisionConfig = VisionConfig()
     qformer: QFormerConfig = QFormerConfig()
     random_llm: RandomLLMConfig = RandomLLMConfig()
@@ -103,6 +112,15 @@ class ModelConfig:
         _require(self.num_instances > 0, "num_instances", self.num_instances, "must be positive")
         _require(self.num_points >= 4, "num_points", self.num_points, "must be at least 4, a ring needs 3 + 1")
         _require(len(self.pc_range) == 6, "pc_range", self.pc_range, "must be x0 y0 z0 x1 y1 z1")
+        _require(self.llm_quantization in QUANTIZATIONS, "llm_quantization", self.llm_quantization,
+                 f"must be one of {', '.join(QUANTIZATIONS)}")
+        _require(self.lora_rank >= 0, "lora_rank", self.lora_rank, "must be 0 (none) or positive")
+        _require(self.lora_alpha > 0, "lora_alpha", self.lora_alpha, "must be positive")
+        changes_llm = self.lora_rank > 0 or self.unfreeze_llm or self.llm_quantization != "none"
+        _require(not (self.llm_path == "none" and changes_llm), "llm_path", self.llm_path,
+                 "leaves nothing for lora_rank, unfreeze_llm or llm_quantization to act on")
+        _require(not (self.unfreeze_llm and (self.lora_rank or self.llm_quantization != "none")), "unfreeze_llm",
+                 self.unfreeze_llm, "goes with lora_rank=0 and llm_quantization=none, which are for frozen weights")
 
     @property
     def num_classes(self) -> int:
@@ -145,5 +163,5 @@ PRESETS = {
     "tiny": _TINY,
     # The toy tower in front of a real small language model, such as SmolLM2-135M; needs --llm-path.
     "small": replace(_TINY, llm_path="HuggingFaceTB/SmolLM2-135M"),
-    "base": ModelConfig(),
+    "base": ModelConfig(qformer_pretrained="blip2"),
 }

@@ -2,10 +2,13 @@
 
 # B batch, V cameras, I instances, P points, N scene tokens a camera, L text tokens, D LLM width
 
+import logging
+
 import torch
 from torch import Tensor, nn
 
 from models.attention_mask import map_attention_mask, map_position_ids
+from models.blip2_checkpoint import load_blip2
 from models.config import ModelConfig
 from models.decoder import VectorDecoder
 from models.geometry_embedding import GeometryEmbedding
@@ -42,10 +45,11 @@ class MapDetector(nn.Module):
         self.token_grid = tuple(token_grid)
 
     def forward(self, batch: dict) -> dict:
-        """A collated batch (images uint8 [B, V, 3, H, W], lidar2img [B, V, 4, 4], ground_z [B], camera_ids [B, V])
-        to pred_logits [B, I, C], pred_pts [B, I, P, 2] in [0, 1], aux_outputs (the same of the earlier heads, the
-        first straight after the LLM), scene_std and query_std (spread across the batch, the collapse alarm) and,
-        in training, seg_logits [B, V, C, h, w] of the vision tokens and ground_logits [B, C, Y, X] of the ground cells.
+        """A collated batch (images uint8 [B, V, 3, H, W], lidar2img [B, V, 4, 4], ground_z [B], camera_ids [B, V]
+        and, if there is one, context: B texts that follow the prompt) to pred_logits [B, I, C], pred_pts [B, I, P, 2]
+        in [0, 1], aux_outputs (the same of the earlier heads, the first straight after the LLM), scene_std and
+        query_std (spread across the batch, the collapse alarm) and, in training, seg_logits [B, V, C, h, w] of the
+        vision tokens and ground_logits [B, C, Y, X] of the ground cells.
         """
         if tuple(batch["images"].shape[-2:]) != self.image_size:
             raise ValueError(f"images are {tuple(batch['images'].shape[-2:])}, the model takes {self.image_size}")
@@ -56,7 +60,7 @@ class MapDetector(nn.Module):
         patches = tokens[:, :, 1:] + geometry.to(tokens.dtype)  # [B, V, h*w, C]
         scene = self.qformer(torch.cat([tokens[:, :, :1], patches], dim=2))  # [B, V, N, E]
         scene = self.projection(scene, batch["camera_ids"])  # [B, V*N, D]
-        scene_states, query_states = self.read_scene(scene)
+        scene_states, query_states = self.read_scene(scene, batch.get("context"))
         instance_states, point_states = self.map_queries.split(query_states)
         features = self.image_features(pixels, patches, self.token_grid)  # [B, V, F, H/4, W/4]
         ground = self.ground_grid(features, lidar2img, ground_z, self.image_size)  # [B, F, Y, X]
@@ -68,13 +72,16 @@ class MapDetector(nn.Module):
             outputs["ground_logits"] = self.ground_segmentation(ground).float()
         return outputs
 
-    def read_scene(self, scene: Tensor) -> tuple[Tensor, Tensor]:
-        """Scene tokens [B, S, D] to what the LLM makes of them, [B, S, D], and of the map queries, [B, I*(1+P), D]."""
+    def read_scene(self, scene: Tensor, contexts: list[str] | None = None) -> tuple[Tensor, Tensor]:
+        """Scene tokens [B, S, D] to what the LLM makes of them, [B, S, D], and of the map queries, [B, I*(1+P), D].
+
+        contexts: for each sample, the text that follows the prompt.
+        """
         batch, num_scene = scene.shape[:2]
         queries = self.map_queries(batch)
         if self.llm is None:
             return scene, queries.to(scene.dtype)
-        text, text_valid = self.llm.prompt(batch)
+        text, text_valid = self.llm.prompt(contexts or [""] * batch)
         shape = (num_scene, self.map_queries.num_instances, self.map_queries.num_points)
         mask = map_attention_mask(text_valid, *shape)
         position_ids = map_position_ids(text_valid, *shape)
@@ -93,14 +100,31 @@ def spread_across_batch(states: Tensor) -> Tensor:
     return states.std(0).mean() / states.std().clamp(min=1e-12)
 
 
-def build_detector(config: ModelConfig) -> MapDetector:
-    """The network that config describes, trainable parts freshly initialised from torch's random state."""
-    llm = build_llm(config)
+def build_detector(
+    config: ModelConfig, device: torch.device | str | None = None, frozen_dtype: torch.dtype = torch.float32
+) -> MapDetector:
+    """The network that config describes on the device (None: torch's default).
+
+    Trainable parts are float32 and freshly initialised from torch's random state, except where
+    config.qformer_pretrained names BLIP-2's weights; frozen parts are in frozen_dtype. On the meta device it has shapes
+    only. Raises UserError when pretrained weights cannot be loaded whole.
+    """
+    device = torch.device(device) if device is not None else torch.get_default_device()
+    # Random weights are drawn on the CPU, so that a seed means the same network on every device.
+    with torch.device("meta" if device.type == "meta" else "cpu"):
+        model = _assemble(config, build_llm(config, device, frozen_dtype), frozen_dtype)
+    if config.qformer_pretrained != "none" and device.type != "meta":
+        report = load_blip2(model.vision, model.qformer, config.qformer_pretrained)
+        logging.getLogger(__name__).info("%s", report)
+    return model.to(device)
+
+
+def _assemble(config: ModelConfig, llm: FrozenLLM | None, frozen_dtype: torch.dtype) -> MapDetector:
     llm_dim = llm.hidden_size if llm else config.random_llm.hidden_size
     token_scale = llm.token_scale if llm else llm_dim**-0.5
     vision, qformer, decoder = config.vision, config.qformer, config.decoder
     return MapDetector(
-        vision=build_vision_tower(config),
+        vision=build_vision_tower(config, frozen_dtype),
         geometry=GeometryEmbedding(vision.hidden_size, config.pc_range),
         qformer=build_qformer(config),
         projection=SceneProjection(qformer.hidden_size, llm_dim, len(CAMERAS), token_scale),

@@ -2,25 +2,41 @@
 
 # B batch, T tokens, D LLM width
 
-import zlib
+import logging
+from collections.abc import Sequence
+from functools import partial
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer, LlamaConfig, LlamaModel
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from models.config import ModelConfig, RandomLLMConfig
+from models.config import ModelConfig
+from models.llm_files import FLAG, LLMFiles, find_llm, load_tokenizer, require_packages
+from models.llm_gguf import gguf_weights
+from models.llm_lora import add_lora
+from models.llm_prompt import Prompt
+from models.llm_quantization import quantize_linears
+from models.llm_random import random_llama_config, random_weights, words_to_ids
+from models.llm_weights import checkpoint_weights, empty_model, fill
 from utils.errors import UserError
+from utils.frame import CAMERAS
+
+# float32 weights and gradients, and the two moments of Adam.
+_BYTES_PER_TRAINED_PARAMETER = 16
 
 
 class FrozenLLM(nn.Module):
-    """A decoder-only HF model whose weights never change and that stays in eval behaviour for ever."""
+    """A decoder-only HF model whose weights never change and that stays in eval behaviour for ever.
 
-    def __init__(self, model: nn.Module, prompt_ids: list[int]):
+    Only what build_llm adds or frees on request (LoRA, --unfreeze-llm) trains, in eval behaviour too.
+    """
+
+    def __init__(self, model: nn.Module, prompt: Prompt):
         super().__init__()
         self.model = model
+        self.text = prompt
         model.requires_grad_(False)
-        self.register_buffer("prompt_ids", torch.tensor(prompt_ids, dtype=torch.long), persistent=False)
         self.train()
 
     @property
@@ -30,15 +46,30 @@ class FrozenLLM(nn.Module):
     @property
     def token_scale(self) -> float:
         """Root mean square of the token embeddings, the scale of what the LLM is used to read."""
-        return self.model.get_input_embeddings().weight.float().square().mean().sqrt().item()
+        weight = self.model.get_input_embeddings().weight.detach()
+        if weight.is_meta:
+            return self.hidden_size**-0.5
+        # In pieces: a float32 copy of a large vocabulary is a good part of a small model.
+        return (sum(rows.float().square().sum() for rows in weight.split(1024)) / weight.numel()).sqrt().item()
 
     def train(self, mode: bool = True) -> "FrozenLLM":
         return super().train(False)
 
-    def prompt(self, batch: int) -> tuple[Tensor, Tensor]:
-        """Prompt embeddings [B, L, D] and their validity bool [B, L]."""
-        ids = self.prompt_ids.expand(batch, -1)
-        return self.model.get_input_embeddings()(ids), torch.ones_like(ids, dtype=torch.bool)
+    def prompt(self, contexts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Prompt embeddings [B, L, D] and their validity bool [B, L]; contexts: B texts that follow it, `` for none."""
+        embeddings = self.model.get_input_embeddings()
+        ids, valid = self.text.batch(contexts, embeddings.weight.device)
+        return embeddings(ids), valid
+
+    def checkpoint_layers(self) -> None:
+        """From now on keep only each layer's input, and compute the layer again in the backward pass.
+
+        Hugging Face's own switch works in train mode only, which would bring dropout. There is none here, so that the
+        second computation needs no random state.
+        """
+        for layer in self.model.modules():
+            if isinstance(layer, GradientCheckpointingLayer):
+                layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
 
     def forward(self, embeddings: Tensor, mask: Tensor, position_ids: Tensor) -> Tensor:
         """Last hidden states [B, T, D] of embeddings [B, T, D].
@@ -46,55 +77,84 @@ class FrozenLLM(nn.Module):
         mask: bool [B, 1, T, T], True = may attend. position_ids: int64 [B, T].
         """
         dtype = self.model.get_input_embeddings().weight.dtype
-        if self.model.config._attn_implementation == "eager":  # adds the mask instead of selecting by it
-            mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+        # Eager attention adds the mask; SDPA would turn a bool mask into this one anew in each layer and keep them all.
+        mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
         return self.model(
             inputs_embeds=embeddings.to(dtype), attention_mask=mask, position_ids=position_ids, use_cache=False
         ).last_hidden_state
 
 
-def build_random_llama(config: RandomLLMConfig) -> LlamaModel:
-    """A LLaMA whose frozen random weights are a function of config alone.
+def build_llm(
+    config: ModelConfig, device: torch.device | None = None, dtype: torch.dtype = torch.float32
+) -> FrozenLLM | None:
+    """The LLM that config.llm_path names: `random`, `none` (then None), a folder, a .gguf file or a hub id.
 
-    They are drawn with standard deviation width^-0.5, which keeps the scale of activations; at HF's 0.02 a
-    narrow network hardly passes anything on.
-    """
-    hf_config = LlamaConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        num_hidden_layers=config.num_layers,
-        num_attention_heads=config.num_heads,
-        intermediate_size=config.mlp_size,
-        initializer_range=config.hidden_size**-0.5,
-        attn_implementation="sdpa",
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        return LlamaModel(hf_config)
-
-
-def words_to_ids(prompt: str, vocab_size: int) -> list[int]:
-    """Token ids for a random LLM, which has no tokenizer: one arbitrary but fixed id a word."""
-    return [zlib.crc32(word.encode()) % vocab_size for word in prompt.split()]
-
-
-def build_llm(config: ModelConfig) -> FrozenLLM | None:
-    """The LLM that config.llm_path names: `random`, `none` (then None), a folder or a hub id.
-
-    Raises UserError when the path holds no loadable model.
+    It is read straight onto the device (None: torch's default) in dtype, or in float32 where config.unfreeze_llm
+    trains it; on the meta device it has shapes only. Raises UserError, before any weight is read, when the path holds
+    no such model, something of it is missing or does not fit, the prompt is too long, or an optional package is needed.
     """
     if config.llm_path == "none":
         return None
-    if config.llm_path == "random":
-        model = build_random_llama(config.random_llm)
-        return FrozenLLM(model, words_to_ids(config.prompt, config.random_llm.vocab_size))
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(config.llm_path)
-        model = AutoModel.from_pretrained(config.llm_path, attn_implementation="sdpa")
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"--llm-path {config.llm_path}: no language model could be loaded ({reason[:300]}); "
-            "give a folder with a Hugging Face model, `random` or `none`"
-        ) from error
-    return FrozenLLM(model, tokenizer(config.prompt).input_ids)
+    device = device or torch.get_default_device()
+    if config.llm_quantization != "none":
+        require_packages(f"--llm-quantization {config.llm_quantization}", "bitsandbytes")
+    files = None if config.llm_path == "random" else find_llm(config.llm_path)
+    hf_config = files.config if files else random_llama_config(config.random_llm)
+    prompt = _build_prompt(config, files, hf_config.max_position_embeddings)
+    model = empty_model(f"{FLAG} {config.llm_path}", hf_config)
+    dtype = torch.float32 if config.unfreeze_llm else dtype
+    if config.llm_quantization != "none":
+        quantize_linears(model, config.llm_quantization, dtype)
+    if device.type != "meta":
+        if files is None:
+            weights = random_weights(model, config.random_llm, device, dtype)
+        elif files.gguf_name:
+            weights = gguf_weights(model, files.folder / files.gguf_name, device, dtype)
+        else:
+            weights = checkpoint_weights(model, files.source, device, dtype)
+        fill(model, weights, device)
+    elif config.llm_quantization == "none":
+        model.to(dtype)
+    llm = FrozenLLM(model, prompt)
+    if config.unfreeze_llm:
+        model.requires_grad_(True)
+    if config.lora_rank:
+        add_lora(model, config.lora_rank, config.lora_alpha)
+    if config.llm_checkpointing:
+        llm.checkpoint_layers()
+    return llm
+
+
+def _build_prompt(config: ModelConfig, files: LLMFiles | None, max_positions: int) -> Prompt:
+    num_scene = len(CAMERAS) * config.qformer.num_query_tokens
+    num_queries = config.num_instances * (1 + config.num_points)
+    max_tokens = max_positions - num_scene - num_queries
+    if files is None:
+        return Prompt(config.prompt, partial(words_to_ids, vocab_size=config.random_llm.vocab_size), 0, max_tokens)
+    tokenizer = load_tokenizer(files)
+    pad_id = tokenizer.pad_token_id
+    if pad_id is None:
+        pad_id = tokenizer.eos_token_id
+        if pad_id is None:
+            raise UserError(f"{files.source}: its tokenizer has neither a pad nor an eos token; name one in its "
+                            "tokenizer_config.json, such as \"pad_token\": \"<unk>\"")
+        logging.getLogger(__name__).warning(
+            "%s: its tokenizer has no pad token, eos fills up shorter prompts (and is masked)", files.source
+        )
+    return Prompt(config.prompt, lambda text: tokenizer(text).input_ids, pad_id, max_tokens)
+
+
+def check_unfreezing(config: ModelConfig, confirmed: bool) -> None:
+    """Raise UserError that says what memory it takes when config.unfreeze_llm is set and not confirmed."""
+    if not config.unfreeze_llm or confirmed:
+        return
+    is_random = config.llm_path == "random"
+    hf_config = random_llama_config(config.random_llm) if is_random else find_llm(config.llm_path).config
+    count = sum(p.numel() for p in empty_model(f"{FLAG} {config.llm_path}", hf_config).parameters())
+    raise UserError(
+        f"--unfreeze-llm: training all {count / 1e9:.2f} G parameters of {config.llm_path} takes "
+        f"{count * _BYTES_PER_TRAINED_PARAMETER / 1e9:.1f} GB for float32 weights ({count * 4 / 1e9:.1f}), gradients "
+        f"({count * 4 / 1e9:.1f}) and Adam's states ({count * 8 / 1e9:.1f}) on every GPU, and checkpoints of "
+        f"{count * 12 / 1e9:.1f} GB, where the frozen model in half precision takes {count * 2 / 1e9:.1f}; "
+        "--lora-rank 16 is the small way, --confirm-unfreeze-llm goes on"
+    )

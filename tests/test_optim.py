@@ -3,7 +3,15 @@ from itertools import pairwise
 import pytest
 import torch
 
-from utils.optim import GROUPS, build_optimizer, build_scheduler, format_learning_rates, lr_factor
+from utils.optim import (
+    GROUPS,
+    LLM_GROUPS,
+    build_optimizer,
+    build_scheduler,
+    format_learning_rates,
+    lr_factor,
+    parameter_groups,
+)
 
 
 def test_linear_warm_up_then_half_a_cosine():
@@ -30,3 +38,13 @@ def test_groups_have_their_own_rates_and_the_log_names_them():
     scheduler.step()
     assert format_learning_rates(optimizer) == "LR: q=1.00e-05 m=1.00e-04 d=2.00e-04"
     assert all(g["betas"] == (0.9, 0.999) and g["weight_decay"] == 0.01 for g in optimizer.param_groups)
+
+
+def test_what_trains_inside_the_llm_has_a_group_of_its_own_and_only_then():
+    detector = Detector()
+    detector.llm = torch.nn.Linear(2, 2).requires_grad_(False)
+    assert tuple(parameter_groups(detector)) == tuple(GROUPS)
+    detector.llm.weight.requires_grad_()
+    assert [name for name, _ in parameter_groups(detector)["lora"]] == ["llm.weight"]
+    optimizer = build_optimizer(detector, dict.fromkeys([*GROUPS, *LLM_GROUPS], 1e-4), weight_decay=0.01)
+    assert format_learning_rates(optimizer) == "LR: q=1.00e-04 m=1.00e-04 d=1.00e-04 l=1.00e-04"

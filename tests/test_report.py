@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import models.flags
 import tools.report
 import train_map_detection
 from data.gt_cache import GTCache
@@ -96,7 +97,7 @@ def run(tmp_path_factory, synthetic_world, caches) -> Path:
     """A run of the micro model over two epochs of the tiny world, checkpoints and all."""
     out = tmp_path_factory.mktemp("runs") / "map_detection_stage2_20260102_030405"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_map_detection, "PRESETS", {"tiny": micro_config()})
+        patch.setattr(models.flags, "PRESETS", {"tiny": micro_config()})
         patch.setattr(sys, "argv", ["train_map_detection.py", "--preset", "tiny", "--dataroot", str(synthetic_world),
                                     "--epochs", "2", "--num-workers", "0", "--log-interval", "1", "--eval-untrained",
                                     "--output-dir", str(out)])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import train_map_detection
+import models.flags
 from data.gt_cache import GTCache
 from tests.micro import micro_config
 from train_map_detection import EpochSampler, Trainer, build_loader, check_resumed_settings, main, parse_args
@@ -57,7 +57,7 @@ def test_two_epochs_equal_one_and_a_resumed_one_bit_for_bit(precision, tmp_path,
 
 def test_a_run_leaves_what_the_design_says(tmp_path, synthetic_world, caches, monkeypatch, capsys):
     out = tmp_path / "run"
-    monkeypatch.setattr(train_map_detection, "PRESETS", {"tiny": micro_config()})
+    monkeypatch.setattr(models.flags, "PRESETS", {"tiny": micro_config()})
     flags = ["--preset", "tiny", "--dataroot", str(synthetic_world), "--epochs", "2", "--num-workers", "1",
              "--log-interval", "1", "--eval-untrained", "--output-dir", str(out)]
     monkeypatch.setattr(sys, "argv", ["train_map_detection.py", *flags])
@@ -157,7 +157,7 @@ def test_a_checkpoint_of_another_model_is_refused_at_resume(tmp_path, synthetic_
 @pytest.mark.parametrize(
     "flags",
     ["--batch-size 0", "--epochs 0", "--lr-decoder -1", "--lr-decoder nan", "--grad-clip 0", "--seed -1",
-     "--mirror 1.5", "--fp16 --precision bf16", "--preset base"],
+     "--mirror 1.5", "--fp16 --precision bf16"],
 )
 def test_a_flag_that_cannot_be_meant_is_named(flags):
     with pytest.raises(UserError, match=flags.split()[0]):

@@ -4,6 +4,9 @@
 Examples:
   python tools/benchmark.py gt --dataroot D --version v1.0-mini --json gt.json
   python tools/benchmark.py eval --json eval.json
+  python tools/benchmark.py params
+  python tools/benchmark.py memory --batch-size 4 --precision fp16 --gradient-checkpointing on
+  python tools/benchmark.py step --batch-size 1 --layers 2
 """
 
 import argparse
@@ -12,11 +15,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tools.benchmarks import evaluation, gt  # noqa: E402
+from tools.benchmarks import evaluation, gt, memory, params, step  # noqa: E402
 from tools.benchmarks.common import write_result  # noqa: E402
 from utils.errors import run_cli  # noqa: E402
 
-STAGES = {"gt": gt, "eval": evaluation}
+STAGES = {"gt": gt, "eval": evaluation, "params": params, "memory": memory, "step": step}
 
 
 def main() -> None:

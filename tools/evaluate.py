@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from torch.utils.data import DataLoader  # noqa: E402
 
-from data.dataset import MapDetectionDataset, collate  # noqa: E402
+from data.dataset import collate  # noqa: E402
 from data.gt_cache import GTCache, range_name  # noqa: E402
 from evaluation.chamfer_ap import (  # noqa: E402
     PROTOCOLS,
@@ -33,7 +33,14 @@ from evaluation.formats import (  # noqa: E402
     write_maptr_predictions,
 )
 from evaluation.frames import share_outside, to_lidar  # noqa: E402
-from evaluation.inference import ground_truth_of, load_detector, predict  # noqa: E402
+from evaluation.inference import (  # noqa: E402
+    add_weight_arguments,
+    build_dataset,
+    ground_truth_of,
+    inference_dtype,
+    load_detector,
+    predict,
+)
 from evaluation.vectors import Vectors  # noqa: E402
 from utils.device import default_device  # noqa: E402
 from utils.distributed import Ranks, batches_of_rank, join_ranks, leave_ranks  # noqa: E402
@@ -50,7 +57,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--checkpoint", help="a .pth file of train_map_detection.py")
     parser.add_argument("--gt-cache", help="the split, made by tools/generate_gt_cache.py")
     parser.add_argument("--dataroot", default=default_dataroot(), help="folder with the images (default: %(default)s)")
-    parser.add_argument("--llm-path", help="where the checkpoint's LLM lies, if not where it was in training")
+    add_weight_arguments(parser)
     parser.add_argument("--predictions", help="MapTR's or StreamMapNet's predictions, instead of a checkpoint")
     parser.add_argument(
         "--ground-truth", help="beside --predictions: MapTR's file, or a GT cache, which also knows the ego frame"
@@ -80,14 +87,14 @@ def predict_checkpoint(
 ) -> tuple[dict[str, Vectors], dict[str, Vectors], tuple[float, ...]]:
     """This rank's predictions of the checkpoint, their ground truth by sample token, and the range's thresholds."""
     device = default_device()
-    model, config = load_detector(args.checkpoint, device, args.llm_path)
+    model, config = load_detector(args.checkpoint, device, args.llm_path, args.qformer_pretrained)
     cache = GTCache.open(args.gt_cache)
     cache.require(pc_range=config.pc_range)
     cache.verify()
-    dataset = MapDetectionDataset(cache, args.dataroot, config.image_size, config.crop_top, config.num_points)
+    dataset = build_dataset(config, cache, args.dataroot)
     batches = batches_of_rank(len(cache), args.batch_size, ranks)
     loader = DataLoader(dataset, batch_sampler=batches, num_workers=args.num_workers, collate_fn=collate)
-    predictions, _ = predict(model, loader, device, None, config.pc_range)
+    predictions, _ = predict(model, loader, device, inference_dtype(device), config.pc_range)
     ground_truth = ground_truth_of(cache)
     return predictions, {token: ground_truth[token] for token in predictions}, thresholds_for(config.pc_range)
 

@@ -20,14 +20,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from torch.utils.data import DataLoader, Subset  # noqa: E402
 
-from data.dataset import MapDetectionDataset, collate  # noqa: E402
+from data.dataset import collate  # noqa: E402
 from data.gt_cache import GTCache  # noqa: E402
 from data.images import image_exists  # noqa: E402
 from data.records import SampleRecord  # noqa: E402
 from data.splits import SPLITS, resolve_split  # noqa: E402
 from evaluation.formats import write_maptr_predictions, write_streammapnet_predictions  # noqa: E402
 from evaluation.geojson import FRAMES, in_frame, require_origins, write_geojson  # noqa: E402
-from evaluation.inference import load_detector, predict  # noqa: E402
+from evaluation.inference import add_weight_arguments, build_dataset, inference_dtype, load_detector, predict  # noqa: E402
 from evaluation.vectors import Vectors  # noqa: E402
 from utils.device import default_device  # noqa: E402
 from utils.errors import UserError, run_cli  # noqa: E402
@@ -42,7 +42,7 @@ MODALITY = {"use_camera": True, "use_lidar": False, "use_radar": False, "use_map
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, help="a .pth file of train_map_detection.py")
-    parser.add_argument("--llm-path", help="where the checkpoint's LLM lies, if not where it was in training")
+    add_weight_arguments(parser)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--gt-cache", help="samples of a cache, made by tools/generate_gt_cache.py")
     source.add_argument("--version", help="samples of the nuScenes tables of this version, for instance v1.0-test")
@@ -153,16 +153,14 @@ def main() -> None:
     records = {token: samples[index] for token, index in chosen.items()}
     check_samples(records, args)
     device = default_device()
-    model, config = load_detector(args.checkpoint, device, args.llm_path)
+    model, config = load_detector(args.checkpoint, device, args.llm_path, args.qformer_pretrained)
     if args.gt_cache:
         samples.require(pc_range=config.pc_range)
-    dataset = MapDetectionDataset(
-        samples, args.dataroot, config.image_size, config.crop_top, config.num_points, pc_range=config.pc_range
-    )
+    dataset = build_dataset(config, samples, args.dataroot)
     loader = DataLoader(
         Subset(dataset, list(chosen.values())), args.batch_size, num_workers=args.num_workers, collate_fn=collate
     )
-    predictions, measured = predict(model, loader, device, None, config.pc_range, "predict")
+    predictions, measured = predict(model, loader, device, inference_dtype(device), config.pc_range, "predict")
     predictions = {
         token: vectors.select(vectors.scores >= args.score_threshold) for token, vectors in predictions.items()
     }

@@ -20,11 +20,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from torch.utils.data import DataLoader  # noqa: E402
 
-from data.dataset import MapDetectionDataset, collate  # noqa: E402
+from data.dataset import collate  # noqa: E402
 from data.gt_cache import GTCache, default_cache_path, range_name  # noqa: E402
 from data.splits import SPLITS  # noqa: E402
 from evaluation.chamfer_ap import PROTOCOLS, hits_by_class, match_samples, summarize, thresholds_for  # noqa: E402
-from evaluation.inference import ground_truth_of, load_detector, predict  # noqa: E402
+from evaluation.inference import (  # noqa: E402
+    add_weight_arguments,
+    build_dataset,
+    ground_truth_of,
+    inference_dtype,
+    load_detector,
+    predict,
+)
 from evaluation.report.gallery import GallerySample, choose_samples, judge_samples, picture_sample, score_thresholds  # noqa: E402
 from evaluation.report.page import Evaluation, render_report  # noqa: E402
 from evaluation.report.run_folder import RunFolder, read_run  # noqa: E402
@@ -54,7 +61,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--checkpoint", help="default: the run's best_model.pth, else its last one")
     parser.add_argument("--gt-cache", help="default: the cache that the run validated on")
     parser.add_argument("--dataroot", help="folder with the images (default: that of the run)")
-    parser.add_argument("--llm-path", help="where the checkpoint's LLM lies, if not where it was in training")
+    add_weight_arguments(parser)
     parser.add_argument("--protocol", default="maptr", choices=PROTOCOLS)
     parser.add_argument(
         "--gallery", type=int, default=4, help="best, median and worst samples, so many of each (default 4)"
@@ -107,12 +114,12 @@ def evaluate_run(args: argparse.Namespace, inputs: Inputs) -> Evaluation:
     """Predict the split, score it, and draw the gallery. Raises UserError for whatever does not fit together."""
     device = default_device()
     cache = GTCache.open(inputs.gt_cache)
-    model, config = load_detector(inputs.checkpoint, device, args.llm_path)
+    model, config = load_detector(inputs.checkpoint, device, args.llm_path, args.qformer_pretrained)
     cache.require(pc_range=config.pc_range)
     cache.verify()
-    dataset = MapDetectionDataset(cache, inputs.dataroot, config.image_size, config.crop_top, config.num_points)
+    dataset = build_dataset(config, cache, inputs.dataroot)
     loader = DataLoader(dataset, args.batch_size, num_workers=args.num_workers, collate_fn=collate)
-    predictions, _ = predict(model, loader, device, None, config.pc_range, "evaluate")
+    predictions, _ = predict(model, loader, device, inference_dtype(device), config.pc_range, "evaluate")
     ground_truth = ground_truth_of(cache)
     thresholds = thresholds_for(config.pc_range)
     matches = match_samples(predictions, ground_truth, args.protocol, thresholds)

@@ -48,6 +48,7 @@ def parse_args() -> argparse.Namespace:
     source.add_argument("--predictions", help="scored vectors as JSON, MapTR's or StreamMapNet's format")
     source.add_argument("--checkpoint", help="or a .pth file of train_map_detection.py that makes them")
     parser.add_argument("--llm-path", help="where the checkpoint's LLM lies, if not where it was in training")
+    parser.add_argument("--qformer-pretrained", help="the same of its BLIP-2 weights")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--sample-token", help="the sample to draw")
     which.add_argument("--index", type=int, default=0, help="or its position in the cache (default 0)")
@@ -222,17 +223,17 @@ def run_checkpoint(args: argparse.Namespace, cache: GTCache, indices: Sequence[i
     # Imported here: they load torch, which pictures of a file do without.
     from torch.utils.data import DataLoader, Subset
 
-    from data.dataset import MapDetectionDataset, collate
-    from evaluation.inference import load_detector, predict
+    from data.dataset import collate
+    from evaluation.inference import build_dataset, inference_dtype, load_detector, predict
     from utils.device import default_device
 
     device = default_device()
-    model, config = load_detector(args.checkpoint, device, args.llm_path)
+    model, config = load_detector(args.checkpoint, device, args.llm_path, args.qformer_pretrained)
     cache.require(pc_range=config.pc_range)
     dataroot = args.dataroot or default_dataroot()
-    dataset = MapDetectionDataset(cache, dataroot, config.image_size, config.crop_top, config.num_points)
+    dataset = build_dataset(config, cache, dataroot)
     loader = DataLoader(Subset(dataset, list(indices)), batch_size=4, collate_fn=collate)
-    return predict(model, loader, device, None, config.pc_range, "predict")[0]
+    return predict(model, loader, device, inference_dtype(device), config.pc_range, "predict")[0]
 
 
 def load_camera_images(

@@ -1,6 +1,5 @@
 """Checkpoints: trainable tensors and the identity of the frozen ones, written whole or not at all."""
 
-import hashlib
 from pathlib import Path
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 from utils.errors import UserError
 from utils.files import replacing
 
-_SAMPLES_PER_TENSOR = 4096
+_SAMPLES_PER_TENSOR = 64
 CHECKPOINT_KEYS = frozenset({
     "epoch", "model_state_dict", "optimizer_state_dict", "scheduler_state_dict", "args",  # what others expect
     "scaler_state_dict", "step", "best_map", "rng_state", "model_config", "frozen_identity",  # exact resumption
@@ -21,21 +20,24 @@ def trainable_state(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach().cpu().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
-def frozen_identity(model: nn.Module) -> str:
-    """Digest of the frozen parameters: names, shapes and evenly spaced values, in seconds even for 7B weights.
+def frozen_identity(model: nn.Module) -> dict[str, Tensor]:
+    """Evenly spaced values of each frozen parameter, float32, by which to know it again; seconds for 7B weights."""
+    identity = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            flat = parameter.detach().flatten()
+            identity[name] = flat[:: -(-flat.numel() // _SAMPLES_PER_TENSOR)].float().cpu().clone()
+    return identity
 
-    Values are compared as bfloat16, so that the same weights in another precision have the same identity up to
-    rounding that bfloat16 does not see.
-    """
-    digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        if parameter.requires_grad:
-            continue
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        flat = parameter.detach().flatten()
-        chosen = flat[:: max(1, flat.numel() // _SAMPLES_PER_TENSOR)].cpu()
-        digest.update(chosen.to(torch.bfloat16).view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()
+
+def differing_frozen(saved: dict[str, Tensor], own: dict[str, Tensor]) -> list[str]:
+    """Names of the frozen parameters that are not the same in both identities, up to the rounding of half precision."""
+    differing = sorted(saved.keys() ^ own.keys())
+    for name in saved.keys() & own.keys():
+        a, b = saved[name], own[name]
+        if a.shape != b.shape or not torch.allclose(a, b, rtol=2**-7, atol=1e-3 * a.abs().max().item()):
+            differing.append(name)
+    return differing
 
 
 def load_trainable(model: nn.Module, checkpoint: dict, path: str | Path) -> None:
@@ -54,10 +56,11 @@ def load_trainable(model: nn.Module, checkpoint: dict, path: str | Path) -> None
                 f"{path}: {name} has shape {tuple(state[name].shape)}, the model {tuple(parameter.shape)}; "
                 "use the settings it was trained with (its config.json)"
             )
-    if checkpoint["frozen_identity"] != frozen_identity(model):
+    differing = differing_frozen(checkpoint["frozen_identity"], frozen_identity(model))
+    if differing:
         raise UserError(
-            f"{path}: was trained with other frozen weights (identity {checkpoint['frozen_identity'][:12]}, here "
-            f"{frozen_identity(model)[:12]}); give the same --llm-path and --qformer-pretrained"
+            f"{path}: was trained with other frozen weights, {len(differing)} tensors differ (the first: "
+            f"{differing[0]}); give the same --llm-path and --qformer-pretrained"
         )
     with torch.no_grad():
         for name, parameter in own.items():

@@ -6,8 +6,9 @@ from functools import partial
 import torch
 from torch import nn
 
-# Group -> the letter it has in the log line.
+# Group -> the letter it has in the log line. GROUPS are always there, LLM_GROUPS when something of the LLM trains.
 GROUPS = {"qformer": "q", "queries": "m", "decoder": "d"}
+LLM_GROUPS = {"lora": "l"}
 
 # Top-level part of the detector -> group. What is new on the way into the LLM learns with the map queries.
 _GROUP_OF_PART = {
@@ -16,6 +17,7 @@ _GROUP_OF_PART = {
     "geometry": "queries",
     "projection": "queries",
     "map_queries": "queries",
+    "llm": "lora",
     "image_features": "decoder",
     "ground_grid": "decoder",
     "decoder": "decoder",
@@ -25,16 +27,16 @@ _GROUP_OF_PART = {
 
 
 def parameter_groups(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:
-    """Every trainable parameter in exactly one of GROUPS, as (name, parameter)."""
+    """Every trainable parameter in exactly one of GROUPS and LLM_GROUPS, as (name, parameter)."""
     groups: dict[str, list[tuple[str, nn.Parameter]]] = {name: [] for name in GROUPS}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups[_GROUP_OF_PART[name.split(".", 1)[0]]].append((name, parameter))
+            groups.setdefault(_GROUP_OF_PART[name.split(".", 1)[0]], []).append((name, parameter))
     return groups
 
 
 def build_optimizer(model: nn.Module, learning_rates: dict[str, float], weight_decay: float) -> torch.optim.AdamW:
-    """AdamW with one group for each of GROUPS; learning_rates has the same keys."""
+    """AdamW with one group for each of parameter_groups; learning_rates has a rate for each."""
     groups = [
         {"name": name, "params": [p for _, p in members], "lr": learning_rates[name]}
         for name, members in parameter_groups(model).items()
@@ -59,6 +61,6 @@ def build_scheduler(
 
 
 def format_learning_rates(optimizer: torch.optim.Optimizer) -> str:
-    """`LR: q=1.00e-05 m=1.00e-04 d=1.00e-04`."""
-    rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
-    return "LR: " + " ".join(f"{letter}={rates[name]:.2e}" for name, letter in GROUPS.items())
+    """`LR: q=1.00e-05 m=1.00e-04 d=1.00e-04`, and ` l=1.00e-04` when something of the LLM trains."""
+    letters = GROUPS | LLM_GROUPS
+    return "LR: " + " ".join(f"{letters[group['name']]}={group['lr']:.2e}" for group in optimizer.param_groups)

@@ -1,8 +1,11 @@
 """What a run says: lines on the terminal and in train.log, numbers in metrics.jsonl."""
 
+import contextlib
 import json
+import logging
 import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
@@ -27,6 +30,24 @@ class RunLog:
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         with open(self.metrics_path, "a") as file:
             file.write(json.dumps(clean) + "\n")
+
+
+@contextlib.contextmanager
+def collected_messages(logger: logging.Logger) -> Iterator[list[str]]:
+    """The logger's messages of the block, from INFO on, for whoever has no log to write to yet."""
+    messages: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield messages
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
 
 
 def progress_bar(total: int, description: str) -> tqdm:

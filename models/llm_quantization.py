@@ -1,0 +1,49 @@
+"""Frozen linear layers in 8 or 4 bits through bitsandbytes, an optional package."""
+
+import logging
+
+import torch
+from torch import Tensor, nn
+
+# 4-bit normal floats and their scales, quantised once more: QLoRA (Dettmers et al., 2023). int8: LLM.int8() (2022).
+_INT8_OUTLIER = 6.0  # input features beyond this are multiplied in half precision, as the paper has it
+
+
+def quantize_linears(model: nn.Module, quantization: str, dtype: torch.dtype) -> None:
+    """Put bitsandbytes' layer in the place of each linear layer of a model on the meta device.
+
+    quantization: int8 | nf4. dtype: what the layers compute in.
+    """
+    import bitsandbytes as bnb
+
+    # At every call of an int8 layer it warns that it computes in float16, which is what int8 means.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    for name, linear in list(model.named_modules()):
+        if not isinstance(linear, nn.Linear):
+            continue
+        size = (linear.in_features, linear.out_features, linear.bias is not None)
+        if quantization == "int8":
+            layer = bnb.nn.Linear8bitLt(*size, has_fp16_weights=False, threshold=_INT8_OUTLIER, device="meta")
+        else:
+            layer = bnb.nn.Linear4bit(*size, compute_dtype=dtype, quant_type="nf4", device="meta")
+            # On some processors bitsandbytes repacks the weight at the first call without gradient, for good.
+            layer.support_avx512bf16_for_cpu = False
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, layer)
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """Whether quantize_linears put this layer there."""
+    return type(module).__module__.startswith("bitsandbytes.")
+
+
+def quantized_weight(layer: nn.Linear, weight: Tensor, device: torch.device) -> nn.Parameter:
+    """The weight [out, in], in half or full precision, in the form that the layer wants, on the device."""
+    import bitsandbytes as bnb
+
+    weight = weight.cpu()  # bitsandbytes quantises int8 on the way from the CPU to the device, and only there
+    if isinstance(layer, bnb.nn.Linear8bitLt):
+        return bnb.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False).to(device)
+    return bnb.nn.Params4bit(
+        weight, requires_grad=False, quant_type="nf4", compress_statistics=True, module=layer
+    ).to(device)

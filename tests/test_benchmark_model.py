@@ -1,0 +1,120 @@
+"""The benchmarks of the full-size model: parameters, memory, steps."""
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from models.detector import build_detector
+from tests.micro import micro_config
+from tools import benchmark
+from tools.benchmarks import memory, step
+from tools.benchmarks.full_model import made_up_batch, stand_in_loss
+from tools.benchmarks.live_memory import LiveMemory
+from utils.errors import UserError
+from utils.optim import build_optimizer, parameter_groups
+
+
+def run(monkeypatch, tmp_path, *flags):
+    """The figures that a stage writes."""
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *map(str, flags), "--json", str(tmp_path / "out.json")])
+    benchmark.main()
+    return json.loads((tmp_path / "out.json").read_text())["result"]
+
+
+def test_parameters_at_full_size_are_those_of_the_design(monkeypatch, tmp_path, capsys):
+    result = run(monkeypatch, tmp_path, "params")
+    rows = {row["part"]: row for row in result["rows"]}
+    assert rows["vision"]["parameters"] == 985_952_256 and rows["vision"]["trained"] == 0
+    assert 105.1e6 < rows["qformer"]["trained"] < 105.2e6 and rows["qformer"]["group"] == "qformer"
+    assert rows["map_queries"]["trained"] == 4_300_800
+    assert 6.6e9 < rows["llm"]["parameters"] < 6.61e9 and rows["llm"]["trained"] == 0
+    assert rows["llm"]["dtype"] == rows["vision"]["dtype"] == "float16"
+    decoder = sum(row["trained"] for row in rows.values() if row["group"] == "decoder")
+    assert 10e6 < decoder < 12e6
+    assert 0.015 < result["trained"] / result["parameters"] < 0.018
+    assert "124,872,953 trained (1.62%)" in capsys.readouterr().out
+
+
+def test_live_memory_follows_storages_until_they_are_freed():
+    before = torch.zeros(1000)
+    with LiveMemory([before]) as followed:
+        after = before + 1
+        view = after.view(10, 100)
+        assert followed.live == 8000
+        del after
+        assert followed.live == 8000, "the view keeps it"
+        del view
+    assert followed.live == 4000 and followed.peak == 8000
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_estimate_is_what_a_real_step_holds(checkpointing):
+    config = micro_config(llm_checkpointing=checkpointing)
+    estimated = memory.estimate(config, 2, torch.float32)
+    torch.manual_seed(0)
+    model = build_detector(config).train()
+    optimizer = build_optimizer(model, dict.fromkeys(parameter_groups(model), 1e-4), weight_decay=0.01)
+    batch = made_up_batch(config, 2)
+    given = [*model.parameters(), *model.buffers(), *(v for v in batch.values() if isinstance(v, torch.Tensor))]
+    with LiveMemory(given) as followed:
+        for _ in range(2):
+            followed.peak = followed.live
+            stand_in_loss(model(batch)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert estimated["peak_gb"] == pytest.approx(followed.peak / 1e9, rel=0.02)
+    assert estimated["optimizer_gb"] == pytest.approx(2 * estimated["gradients_gb"], rel=0.01)
+
+
+def test_checkpointing_and_packing_save_what_they_should():
+    config = micro_config(random_llm=replace(micro_config().random_llm, hidden_size=64, num_layers=6, mlp_size=256))
+    plain = memory.estimate(config, 2, torch.float16)
+    checkpointed = memory.estimate(replace(config, llm_checkpointing=True), 2, torch.float16)
+    assert checkpointed["activations_gb"] < 0.7 * plain["activations_gb"]
+    packed = memory.estimate(replace(config, llm_quantization="nf4"), 2, torch.float16)
+    linears = 6 * (4 * 64 * 64 + 3 * 64 * 256)
+    saved = (plain["weights_gb"] - packed["weights_gb"]) * 1e9
+    assert saved == pytest.approx(linears * (16 - memory.STORED_BITS["nf4"]) / 8, rel=0.02)
+
+
+def test_a_step_is_timed_and_its_rate_is_a_share_of_the_machine(monkeypatch, tmp_path):
+    flags = ["step", "--preset", "tiny", "--batch-size", 2, "--steps", 2, "--warmup", 1, "--precision", "fp32"]
+    result = run(monkeypatch, tmp_path, *flags)
+    assert result["seconds"]["count"] == 2 and 0 < result["mfu"] < 1
+    assert result["samples_per_s"] == pytest.approx(2 / result["seconds"]["median"])
+
+
+def test_model_flop_grow_with_the_batch_and_not_with_checkpointing():
+    config = micro_config()
+    one, two = (step.model_flop(config, batch_size) for batch_size in (1, 2))
+    assert two == pytest.approx(2 * one, rel=0.01)
+    assert step.model_flop(replace(config, llm_checkpointing=True), 1) == one
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["memory", "--batch-size", "0"], "--batch-size 0: must be at least 1"),
+        (["params", "--layers", "0"], "--layers 0"),
+        (["step", "--steps", "0"], "--steps 0"),
+        (["memory", "--lora-rank", "-1"], "lora_rank=-1"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_named(monkeypatch, tmp_path, flags, message):
+    with pytest.raises(UserError, match=message):
+        run(monkeypatch, tmp_path, *flags)
+
+
+@pytest.mark.gpu
+def test_the_estimate_is_near_the_peak_that_a_gpu_measures():
+    from tools.benchmarks.full_model import config_from
+
+    flags = {"preset": "base", "llm_path": "random", "layers": 4, "llm_quantization": "none", "lora_rank": 0}
+    config = config_from(argparse.Namespace(**flags))
+    estimated = memory.estimate(config, 1, torch.float16)["peak_gb"]
+    measured = step.measure_step(config, 1, torch.float16, steps=2, warmup=1)["peak_gb"]
+    assert measured == pytest.approx(estimated, rel=0.1)

@@ -1,0 +1,139 @@
+"""A real training step with random weights: seconds, samples/s, peak memory, and the share of the machine's rate (MFU).
+
+Model FLOP are those of the forward and backward pass, counted operator by operator and without what gradient
+checkpointing computes twice; the machine's rate is that of a large matrix product in the same precision, measured in
+the same run.
+"""
+
+import argparse
+import gc
+import time
+from dataclasses import replace
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from evaluation.inference import move_batch
+from models.config import ModelConfig
+from models.criterion import MapCriterion
+from models.detector import build_detector
+from tools.benchmarks.common import private_memory_mb, spread
+from tools.benchmarks.full_model import (
+    PRECISIONS,
+    add_model_arguments,
+    config_from,
+    fake_detector,
+    made_up_batch,
+    stand_in_loss,
+)
+from utils.device import default_device
+from utils.errors import UserError
+from utils.optim import build_optimizer, parameter_groups
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model_arguments(parser)
+    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--precision", choices=PRECISIONS, help="default: fp16 on a GPU, fp32 on a CPU")
+    parser.add_argument("--gradient-checkpointing", action="store_true", help="of the LLM")
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--warmup", type=int, default=2)
+
+
+def run(args: argparse.Namespace) -> dict:
+    """Measure and print; returns the figures."""
+    if min(args.batch_size, args.steps) < 1 or args.warmup < 0:
+        raise UserError(
+            f"--batch-size {args.batch_size} --steps {args.steps} --warmup {args.warmup}: expected at least 1, 1 and 0"
+        )
+    precision = args.precision or ("fp16" if torch.cuda.is_available() else "fp32")
+    dtype = PRECISIONS[precision]
+    config = config_from(args)
+    checkpointing = args.gradient_checkpointing
+    flop = model_flop(config, args.batch_size)
+    rate = matmul_rate(dtype)
+    found = measure_step(config, args.batch_size, dtype, args.steps, args.warmup, checkpointing)
+    seconds = found["seconds"]["median"]
+    found |= {
+        "precision": precision,
+        "samples_per_s": args.batch_size / seconds,
+        "model_tflop": flop / 1e12,
+        "matmul_tflops": rate / 1e12,
+        "mfu": flop / seconds / rate,
+    }
+    print(
+        f"batch {args.batch_size}, {precision}, checkpointing {'on' if checkpointing else 'off'}, {default_device()}: "
+        f"{seconds:.3f} s a step ({found['samples_per_s']:.2f} samples/s), peak {found['peak_gb']:.2f} GB, "
+        f"{flop / 1e12:.2f} model TFLOP, {found['mfu']:.0%} of the matrix product's {rate / 1e12:.2f} TFLOP/s"
+    )
+    return found
+
+
+def measure_step(
+    config: ModelConfig,
+    batch_size: int,
+    dtype: torch.dtype,
+    steps: int,
+    warmup: int,
+    checkpointing: bool | None = None,
+) -> dict:
+    """Seconds of forward, losses, backward, clipping and optimizer, and the peak memory in gigabytes (10^9 bytes).
+
+    checkpointing None: as config says. On a CPU the memory is what the process holds after the last step.
+    """
+    if checkpointing is not None:
+        config = replace(config, llm_checkpointing=checkpointing)
+    device = default_device()
+    torch.manual_seed(0)
+    model = build_detector(config, device, dtype).train()
+    criterion = MapCriterion(config.num_points, config.num_classes, config.pc_range)
+    optimizer = build_optimizer(model, dict.fromkeys(parameter_groups(model), 1e-4), weight_decay=0.01)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
+    batch = move_batch(made_up_batch(config, batch_size), device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    seconds = []
+    for _ in range(warmup + steps):
+        started = time.perf_counter()
+        with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
+            outputs = model(batch)
+        loss = criterion.total(criterion(outputs, batch))
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(trained, 0.1)
+        scaler.step(optimizer)
+        scaler.update()
+        del outputs, loss
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else private_memory_mb() * 1e6
+    del model, optimizer, trained, batch
+    gc.collect()
+    return {"seconds": spread(seconds[warmup:]), "peak_gb": peak / 1e9}
+
+
+def model_flop(config: ModelConfig, batch_size: int) -> int:
+    """Floating-point operations of one forward and backward pass, without any that checkpointing repeats."""
+    batch = made_up_batch(config, batch_size)
+    plain = replace(config, llm_checkpointing=False)
+    with fake_detector(plain, torch.float32) as model, FlopCounterMode(display=False) as counter:
+        stand_in_loss(model(batch)).backward()
+    return counter.get_total_flops()
+
+
+def matmul_rate(dtype: torch.dtype, rows: int = 2048, width: int = 4096) -> float:
+    """FLOP/s of the product of [rows, width] and [width, width], the shape of the LLM's work; the best of several."""
+    device = default_device()
+    a = torch.randn(rows, width, device=device).to(dtype)
+    b = torch.randn(width, width, device=device).to(dtype)
+    best = float("inf")
+    for _ in range(8):
+        started = time.perf_counter()
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - started)
+    return 2 * rows * width * width / best
