@@ -13,7 +13,7 @@ from models.config import ModelConfig
 from models.decoder import VectorDecoder
 from models.geometry_embedding import GeometryEmbedding
 from models.ground_grid import GroundGrid, ImageFeatures
-from models.llm import FrozenLLM, build_llm
+from models.llm.frozen import FrozenLLM, build_llm
 from models.map_queries import MapQueries
 from models.qformer import CameraQFormer, SceneProjection, build_qformer
 from models.segmentation import SegmentationHead

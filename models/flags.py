@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from models.blip2_checkpoint import blip2_config
 from models.config import PRESETS, QUANTIZATIONS, ModelConfig
-from models.llm import check_unfreezing
+from models.llm.frozen import check_unfreezing
 from utils.errors import UserError
 from utils.frame import PC_RANGES
 

@@ -10,10 +10,10 @@ from models.attention_mask import map_attention_mask, map_position_ids
 from models.config import RandomLLMConfig
 from models.criterion import MapCriterion
 from models.detector import build_detector
-from models.llm import FrozenLLM, build_llm, check_unfreezing
-from models.llm_prompt import Prompt
-from models.llm_random import build_random_llama, random_weights
-from models.llm_weights import empty_model, fill
+from models.llm.frozen import FrozenLLM, build_llm, check_unfreezing
+from models.llm.prompt import Prompt
+from models.llm.random_llama import build_random_llama, random_weights
+from models.llm.weights import empty_model, fill
 from tests.made_llm import made_llm
 from tests.micro import micro_config, random_batch
 from utils.errors import UserError
@@ -45,7 +45,7 @@ def test_random_llama_depends_on_its_seed_alone():
 
 
 def test_a_large_random_llama_is_drawn_in_half_precision_where_it_lives(monkeypatch):
-    monkeypatch.setattr("models.llm_random._DRAWN_ON_CPU", 0)
+    monkeypatch.setattr("models.llm.random_llama._DRAWN_ON_CPU", 0)
     model = empty_model("random", build_random_llama(CONFIG).config)
     device = torch.device("cpu")
     for _ in range(2):

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from transformers import BertConfig, Blip2Config, CLIPConfig, JambaConfig, T5Config
 
-from models.llm import build_llm
-from models.llm_files import find_llm, load_tokenizer, require_packages
+from models.llm.files import find_llm, load_tokenizer, require_packages
+from models.llm.frozen import build_llm
 from tests.made_llm import made_llm, save_llm, save_tokenizer
 from tests.micro import micro_config
 from utils.errors import UserError

@@ -8,8 +8,8 @@ import torch
 from models.config import PRESETS
 from models.criterion import MapCriterion
 from models.detector import build_detector
-from models.llm import build_llm
-from models.llm_files import find_llm, load_tokenizer
+from models.llm.files import find_llm, load_tokenizer
+from models.llm.frozen import build_llm
 from tests.made_llm import made_llm, save_llm
 from tests.micro import micro_config, random_batch
 from utils.errors import UserError

@@ -3,9 +3,9 @@ import torch
 
 from models.criterion import MapCriterion
 from models.detector import build_detector
-from models.llm import build_llm
-from models.llm_lora import add_lora
-from models.llm_random import build_random_llama
+from models.llm.frozen import build_llm
+from models.llm.lora import add_lora
+from models.llm.random_llama import build_random_llama
 from tests.micro import micro_config, random_batch
 from utils.checkpoint import frozen_identity, trainable_state
 from utils.optim import build_optimizer, format_learning_rates, parameter_groups

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from models.config import ModelConfig
-from models.llm import build_llm
-from models.llm_prompt import Prompt
+from models.llm.frozen import build_llm
+from models.llm.prompt import Prompt
 from tests.micro import micro_config
 from utils.errors import UserError
 from utils.frame import CAMERAS

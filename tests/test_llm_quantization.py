@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from models.config import RandomLLMConfig
-from models.llm import build_llm
+from models.llm.frozen import build_llm
 from tests.micro import micro_config
 from utils.checkpoint import frozen_identity
 

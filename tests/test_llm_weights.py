@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, LlamaConfig, LlamaModel
 
-from models.llm import build_llm
-from models.llm_files import find_llm
-from models.llm_weights import empty_model, fill
+from models.llm.files import find_llm
+from models.llm.frozen import build_llm
+from models.llm.weights import empty_model, fill
 from tests.made_llm import FAMILIES, made_llm, save_bin, save_llm, save_tokenizer
 from tests.micro import micro_config
 from utils.errors import UserError
@@ -132,7 +132,7 @@ def test_settings_of_another_size_are_refused_without_reading_weights(tmp_path, 
     folder = save_llm(tmp_path, made_llm())
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 3}))
-    monkeypatch.setattr("models.llm_weights._read", None)
+    monkeypatch.setattr("models.llm.weights._read", None)
     refused(folder, "9 tensors are missing, the first: model.layers.2.self_attn.q_proj.weight")
 
 
@@ -168,7 +168,7 @@ def test_a_model_whose_tables_cannot_be_computed_is_refused():
 
 MEASURE = """
 import sys, torch
-from models.llm import build_llm
+from models.llm.frozen import build_llm
 from tests.micro import micro_config
 
 def resident(key):

@@ -12,13 +12,13 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from models.config import ModelConfig
-from models.llm_files import FLAG, LLMFiles, find_llm, load_tokenizer, require_packages
-from models.llm_gguf import gguf_weights
-from models.llm_lora import add_lora
-from models.llm_prompt import Prompt
-from models.llm_quantization import quantize_linears
-from models.llm_random import random_llama_config, random_weights, words_to_ids
-from models.llm_weights import checkpoint_weights, empty_model, fill
+from models.llm.files import FLAG, LLMFiles, find_llm, load_tokenizer, require_packages
+from models.llm.gguf import gguf_weights
+from models.llm.lora import add_lora
+from models.llm.prompt import Prompt
+from models.llm.quantization import quantize_linears
+from models.llm.random_llama import random_llama_config, random_weights, words_to_ids
+from models.llm.weights import checkpoint_weights, empty_model, fill
 from utils.errors import UserError
 from utils.frame import CAMERAS
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
-from models.llm_quantization import is_quantized, quantized_weight
+from models.llm.quantization import is_quantized, quantized_weight
 from models.tensor_files import CheckpointSource, fetch_files, map_tensors, tensor_index
 from utils.errors import UserError
 
