@@ -15,6 +15,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("model")
     model.add_argument("--preset", default="base", choices=PRESETS)
     model.add_argument("--pc-range", default="60x30", choices=PC_RANGES, help="length x width of the map in metres")
+    model.add_argument("--image-size", type=int, nargs=2, metavar=("H", "W"),
+                       help="of the network's input, multiples of the patch size, 14 in BLIP-2 (default: the preset's)")
     model.add_argument("--qformer-pretrained", help="start of vision tower and Q-Former: blip2 (the hub's "
                        "Salesforce/blip2-opt-2.7b), a folder, file or hub id of a BLIP-2 checkpoint, or none "
                        "(default: what the preset says)")
@@ -41,6 +43,8 @@ def config_from_flags(args: argparse.Namespace) -> ModelConfig:
     preset = PRESETS[args.preset]
     given = {name: getattr(args, name) for name in ("qformer_pretrained", "llm_path", "prompt")}
     changes = {name: value for name, value in given.items() if value is not None}
+    if args.image_size:
+        changes["image_size"] = tuple(args.image_size)
     source = changes.get("qformer_pretrained", preset.qformer_pretrained)
     if source != "none":
         changes["vision"], changes["qformer"] = blip2_config(source)

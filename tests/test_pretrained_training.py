@@ -88,6 +88,7 @@ def test_other_frozen_weights_are_refused_by_name(frozen_parts, synthetic_world,
         (["--llm-quantization", "nf4", "--llm-path", "none"], "llm_path=none: leaves nothing"),
         (["--unfreeze-llm", "--llm-path", "random"], "--unfreeze-llm: training all .* GB"),
         (["--lora-rank", "-1"], "lora_rank=-1: must be 0"),
+        (["--image-size", "336", "600"], r"image_size=\(336, 600\): both sides must be multiples of the patch size 14"),
     ],
 )
 def test_model_flags_that_cannot_be_meant_are_named(frozen_parts, synthetic_world, caches, monkeypatch, flags, message):
