@@ -68,7 +68,7 @@ def parse_args() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--protocol", default="maptr", choices=PROTOCOLS)
     parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--num-workers", type=int, default=2)
+    parser.add_argument("--num-workers", type=int, default=2, help="processes that decode images and match lines")
     parser.add_argument("--json", help="write the result here too")
     parser.add_argument("--save-predictions", help="write the checkpoint's vectors here, in MapTR's format")
     args = parser.parse_args()
@@ -157,7 +157,9 @@ def main() -> None:
     ranks = join_ranks()
     find = predict_checkpoint if args.checkpoint else read_files
     predictions, ground_truth, thresholds = find(args, ranks)
-    matches = ranks.merge(match_samples(predictions, ground_truth, args.protocol, thresholds))
+    # Starting a process takes as long as matching a few hundred samples.
+    processes = 1 if ranks.world_size > 1 else max(1, min(args.num_workers, len(ground_truth) // 500))
+    matches = ranks.merge(match_samples(predictions, ground_truth, args.protocol, thresholds, processes))
     if args.save_predictions:
         predictions = ranks.merge(predictions)
     if ranks.is_main:
