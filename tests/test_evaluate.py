@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -29,10 +30,14 @@ def run(monkeypatch, *flags):
 
 
 def torchrun(processes, *flags):
-    """The tool in several processes; its output."""
+    """The tool in several processes; its output.
+
+    Each on one thread, as torchrun has it for several: another number of threads adds in another order.
+    """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes]
     command += ["tools/evaluate.py", *flags]
-    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(list(map(str, command)), cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
