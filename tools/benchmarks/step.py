@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> dict:
     print(
         f"batch {args.batch_size}, {precision}, checkpointing {'on' if checkpointing else 'off'}, {default_device()}: "
         f"{seconds:.3f} s a step ({found['samples_per_s']:.2f} samples/s), peak {found['peak_gb']:.2f} GB, "
-        f"{flop / 1e12:.2f} model TFLOP, {found['mfu']:.0%} of the matrix product's {rate / 1e12:.2f} TFLOP/s"
+        f"{flop / 1e12:.2f} model TFLOP, {found['mfu']:.0%} of the matrix product's {rate / 1e12:.3g} TFLOP/s"
     )
     return found
 
