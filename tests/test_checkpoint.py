@@ -80,6 +80,13 @@ def test_missing_and_unexpected_tensors_are_named():
         load_trainable(model, state, "model.pth")
 
 
+def test_weights_that_are_not_finite_are_named():
+    model, state = make_checkpoint(micro_config())
+    state["model_state_dict"]["decoder.references"][0, 0, 0] = float("nan")
+    with pytest.raises(UserError, match="model.pth: decoder.references holds values that are not finite"):
+        load_trainable(model, state, "model.pth")
+
+
 def test_the_identity_notices_one_changed_frozen_tensor():
     model, _ = make_checkpoint(micro_config())
     before = frozen_identity(model)

@@ -56,6 +56,8 @@ def load_trainable(model: nn.Module, checkpoint: dict, path: str | Path) -> None
                 f"{path}: {name} has shape {tuple(state[name].shape)}, the model {tuple(parameter.shape)}; "
                 "use the settings it was trained with (its config.json)"
             )
+        if not state[name].isfinite().all():
+            raise UserError(f"{path}: {name} holds values that are not finite; take an earlier checkpoint")
     differing = differing_frozen(checkpoint["frozen_identity"], frozen_identity(model))
     if differing:
         raise UserError(
