@@ -20,6 +20,8 @@ from utils.errors import UserError
 from utils.files import replacing
 from utils.frame import CLASSES
 
+# No nuScenes map reaches that far from its origin, in metres; a line beyond would take gigabytes to draw.
+FARTHEST_M = 1e5
 STREAMMAPNET_CLASSES = ("ped_crossing", "divider", "boundary")
 
 
@@ -156,6 +158,11 @@ def _checked(where: str, labels: list, pts: list, scores: list | None, classes: 
         if not np.isfinite(array).all():
             raise UserError(
                 f"{where}: vector {index} has coordinates that are not finite, expected metres; leave it out"
+            )
+        if np.abs(array).max() > FARTHEST_M:
+            raise UserError(
+                f"{where}: vector {index} has a coordinate of {np.abs(array).max():g}, expected metres within "
+                f"{FARTHEST_M:g}; leave it out"
             )
         lines.append(array)
     for index, score in enumerate(scores or []):

@@ -296,6 +296,7 @@ GOOD = {"pts": [[0.0, 0.0], [1.0, 1.0]], "type": 0, "cls_name": "divider", "conf
     [
         ({"pts": [[0.0, 0.0]]}, "at least 2"),
         ({"pts": [[0.0, 0.0], [float("nan"), 1.0]]}, "not finite"),
+        ({"pts": [[0.0, 0.0], [1e300, 1.0]]}, "coordinate of 1e\\+300, expected metres"),
         ({"pts": [[0.0, 0.0], [1.0]]}, "expected \\[n, 2\\]"),
         ({"type": 3, "cls_name": None}, "label 3"),
         ({"type": -1, "cls_name": None}, "label -1"),
