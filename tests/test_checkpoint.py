@@ -80,6 +80,13 @@ def test_missing_and_unexpected_tensors_are_named():
         load_trainable(model, state, "model.pth")
 
 
+def test_a_checkpoint_of_an_earlier_version_is_one_line(tmp_path):
+    _, state = make_checkpoint(micro_config())
+    save_checkpoint({**state, "frozen_identity": "0f" * 32}, tmp_path / "model.pth")
+    with pytest.raises(UserError, match="model.pth: a checkpoint of an earlier version"):
+        load_checkpoint(tmp_path / "model.pth")
+
+
 def test_weights_that_are_not_finite_are_named():
     model, state = make_checkpoint(micro_config())
     state["model_state_dict"]["decoder.references"][0, 0, 0] = float("nan")

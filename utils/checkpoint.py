@@ -89,4 +89,6 @@ def load_checkpoint(path: str | Path) -> dict:
         raise UserError(f"{path}: not a readable checkpoint ({reason}); take an earlier one") from error
     if not isinstance(checkpoint, dict) or not CHECKPOINT_KEYS <= checkpoint.keys():
         raise UserError(f"{path}: not a checkpoint of this project; give a .pth file made by train_map_detection.py")
+    if not isinstance(checkpoint["frozen_identity"], dict):
+        raise UserError(f"{path}: a checkpoint of an earlier version of this code; use that version, or train again")
     return checkpoint
