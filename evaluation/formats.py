@@ -25,13 +25,11 @@ FARTHEST_M = 1e5
 STREAMMAPNET_CLASSES = ("ped_crossing", "divider", "boundary")
 
 
-def read_predictions(path: str | os.PathLike) -> dict[str, Vectors]:
-    """Scored vectors by sample token from a file of either family; UserError for anything amiss in it."""
-    return read_predictions_and_frame(path)[0]
+def read_predictions(path: str | os.PathLike) -> tuple[dict[str, Vectors], str]:
+    """Scored vectors by sample token from a file of either family, and their frame, one of METRIC_FRAMES.
 
-
-def read_predictions_and_frame(path: str | os.PathLike) -> tuple[dict[str, Vectors], str]:
-    """As read_predictions, and the frame that the coordinates are in, one of METRIC_FRAMES."""
+    Raises UserError for anything amiss in the file.
+    """
     content = _read_json(path)
     results = content.get("results") if isinstance(content, dict) else None
     if isinstance(results, list):

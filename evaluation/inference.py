@@ -1,6 +1,5 @@
 """Run a detector over a split and score it."""
 
-import argparse
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -37,12 +36,6 @@ def config_of(checkpoint: dict, path: str | Path) -> ModelConfig:
     return config
 
 
-def add_weight_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of every tool that takes a checkpoint: where its frozen weights lie, if not where they were in training."""
-    parser.add_argument("--llm-path", help="where the checkpoint's LLM lies, if not where it was in training")
-    parser.add_argument("--qformer-pretrained", help="the same of its BLIP-2 weights")
-
-
 def inference_dtype(device: torch.device) -> torch.dtype | None:
     """The precision that detectors run in here: half on a GPU, None (full) elsewhere."""
     return torch.float16 if device.type == "cuda" else None
@@ -51,7 +44,7 @@ def inference_dtype(device: torch.device) -> torch.dtype | None:
 def load_detector(
     path: str | Path, device: torch.device, llm_path: str | None = None, qformer_pretrained: str | None = None
 ) -> tuple[MapDetector, ModelConfig]:
-    """The detector of a checkpoint on the device, in eval mode; for the paths see add_weight_arguments.
+    """The detector of a checkpoint on the device, in eval mode; for the paths see evaluation/flags.py.
 
     Raises UserError when the file is not a checkpoint or does not fit.
     """

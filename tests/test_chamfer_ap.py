@@ -66,7 +66,7 @@ def random_predictions(truth, rng, noise=0.6):
 @needs_reference
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_equals_the_published_evaluators(protocol):
-    predictions = read_predictions(PARITY / "predictions.json")
+    predictions = read_predictions(PARITY / "predictions.json")[0]
     ground_truth = read_ground_truth(PARITY / "ground_truth.json")
     expected = json.loads((PARITY / "expected.json").read_text())[protocol]
     result = evaluate(predictions, ground_truth, protocol)
@@ -77,7 +77,7 @@ def test_equals_the_published_evaluators(protocol):
 
 @needs_reference
 def test_worker_processes_and_order_of_samples_change_nothing():
-    predictions = read_predictions(PARITY / "predictions.json")
+    predictions = read_predictions(PARITY / "predictions.json")[0]
     ground_truth = read_ground_truth(PARITY / "ground_truth.json")
     alone = evaluate(predictions, ground_truth)
     backwards = dict(reversed(list(ground_truth.items())))
@@ -276,8 +276,8 @@ def test_files_round_trip(tmp_path):
     assert stored_labels == [1, 1, 0, 0, 2, 2]  # StreamMapNet's order of classes
     for read, written in (
         (read_ground_truth(tmp_path / "gt.json"), truth),
-        (read_predictions(tmp_path / "maptr.json"), predictions),
-        (read_predictions(tmp_path / "stream.json"), predictions),
+        (read_predictions(tmp_path / "maptr.json")[0], predictions),
+        (read_predictions(tmp_path / "stream.json")[0], predictions),
     ):
         assert list(read) == list(written)
         for token, vectors in written.items():

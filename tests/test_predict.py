@@ -53,14 +53,14 @@ def test_the_file_scores_to_the_last_digit_as_the_checkpoint_does(protocol, run,
     cache, out = GTCache.open(caches["train"]), tmp_path / "predictions.json"
     run(predict_tool, "--gt-cache", caches["train"], "--output", out)
     rng, records = np.random.default_rng(0), []
-    for record, vectors in zip(cache, read_predictions(out).values(), strict=True):
+    for record, vectors in zip(cache, read_predictions(out)[0].values(), strict=True):
         keep = rng.random(len(vectors)) < 0.7
         pts_m = [(pts + rng.normal(0, 0.8, pts.shape)).astype(np.float32) for pts in vectors.select(keep).pts_m]
         records.append(replace(record, labels=vectors.labels[keep], pts_m=pts_m))
     write_gt_cache(tmp_path / "gt.safetensors", records, cache.meta)
 
     run(predict_tool, "--gt-cache", tmp_path / "gt.safetensors", "--output", out)
-    from_file = evaluate(read_predictions(out), ground_truth_of(GTCache.open(tmp_path / "gt.safetensors")), protocol)
+    from_file = evaluate(read_predictions(out)[0], ground_truth_of(GTCache.open(tmp_path / "gt.safetensors")), protocol)
     run(evaluate_tool, "--gt-cache", tmp_path / "gt.safetensors", "--protocol", protocol, "--json",
         tmp_path / "result.json")
     direct = json.loads((tmp_path / "result.json").read_text())
@@ -80,7 +80,7 @@ def test_tables_give_the_samples_and_predictions_of_the_cache(run, caches, tmp_p
     assert (tmp_path / "cache.json").read_bytes() == (tmp_path / "tables.json").read_bytes()
     run(predict_tool, "--version", "v1.0-trainval", "--output", tmp_path / "all.json")
     by_split = [GTCache.open(caches[split]).sample_tokens for split in ("train", "val")]
-    assert list(read_predictions(tmp_path / "all.json")) == by_split[0] + by_split[1]
+    assert list(read_predictions(tmp_path / "all.json")[0]) == by_split[0] + by_split[1]
 
 
 def make_test_set(world: Path, root: Path) -> Path:
@@ -125,7 +125,7 @@ def test_from_a_cache_it_runs_without_devkit_shapely_and_gpu(checkpoint, synthet
     assert result.returncode == 0, result.stderr
     assert re.fullmatch(rf"{out}: 4 samples, 20 lines, maptr, lidar frame, \d+\.\d s, \d+\.\d\d samples/s\n",
                         result.stdout), result.stdout
-    assert len(read_predictions(out)) == 4
+    assert len(read_predictions(out)[0]) == 4
 
 
 def test_chosen_samples_are_predicted_once_in_the_order_asked_for(run, caches, tmp_path):
@@ -133,7 +133,7 @@ def test_chosen_samples_are_predicted_once_in_the_order_asked_for(run, caches, t
     run(predict_tool, "--gt-cache", caches["train"], "--output", tmp_path / "all.json")
     run(predict_tool, "--gt-cache", caches["train"], "--output", tmp_path / "few.json",
         "--sample-token", tokens[5], tokens[1], tokens[5])
-    every, few = (lines_of(read_predictions(tmp_path / name)) for name in ("all.json", "few.json"))
+    every, few = (lines_of(read_predictions(tmp_path / name)[0]) for name in ("all.json", "few.json"))
     assert list(few) == [tokens[5], tokens[1]]
     for token, lines in few.items():
         np.testing.assert_allclose(lines, every[token], atol=2e-4)  # another batch, another order of summation
@@ -162,10 +162,10 @@ def test_meta_says_what_the_numbers_are(run, caches, checkpoint, tmp_path):
 
 def test_the_threshold_leaves_out_what_scores_lower(run, caches, tmp_path):
     run(predict_tool, "--gt-cache", caches["val"], "--output", tmp_path / "all.json")
-    every = read_predictions(tmp_path / "all.json")
+    every = read_predictions(tmp_path / "all.json")[0]
     threshold = float(np.median(np.concatenate([vectors.scores for vectors in every.values()])))
     run(predict_tool, "--gt-cache", caches["val"], "--score-threshold", threshold, "--output", tmp_path / "few.json")
-    for token, vectors in read_predictions(tmp_path / "few.json").items():
+    for token, vectors in read_predictions(tmp_path / "few.json")[0].items():
         np.testing.assert_array_equal(vectors.scores, every[token].scores[every[token].scores >= threshold])
 
 
@@ -176,7 +176,7 @@ def test_a_format_has_the_frame_its_readers_expect(fmt, frame, run, caches, tmp_
     run(predict_tool, "--gt-cache", caches["val"], "--format", fmt, "--output", out)
     assert json.loads(out.read_text())["meta"]["frame"] == frame
     if fmt != "geojson":
-        lidar, found = read_predictions(tmp_path / "lidar.json"), read_predictions(out)
+        lidar, found = read_predictions(tmp_path / "lidar.json")[0], read_predictions(out)[0]
         for record in cache:
             vectors = lidar[record.sample_token]
             np.testing.assert_array_equal(found[record.sample_token].labels, vectors.labels)

@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -166,7 +167,7 @@ def test_the_page_shows_what_evaluate_measures_and_stands_alone(protocol, run, c
 
     levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1 and levels.count(1) == 1
-    assert all(b <= a + 1 for a, b in zip(levels, levels[1:], strict=False)), "no level is left out"
+    assert all(b <= a + 1 for a, b in pairwise(levels)), "no level is left out"
     images = page.all("img")
     assert len(images) == 3 * 5, "best, median and worst of four samples: one each, two maps and three cameras"
     for image in images:

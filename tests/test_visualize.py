@@ -148,7 +148,7 @@ def test_a_checkpoint_draws_what_its_predictions_draw(run, cache, synthetic_worl
 
 
 def test_samples_without_an_entry_are_drawn_without_predictions(run, cache, predictions, tmp_path, capsys):
-    full = visualize.read_predictions_and_frame(predictions)[0]
+    full = visualize.read_predictions(predictions)[0]
     write_maptr_predictions(predictions, {cache.sample_tokens[2]: full[cache.sample_tokens[2]]}, {})
     cells = run("--predictions", predictions, "--sheet", "worst", "--output", tmp_path / "a.png")["cells"]
     assert [len(cell.panels[1][1]) > 0 for cell in cells] == [False, False, False, True]

@@ -27,14 +27,14 @@ from evaluation.chamfer_ap import (  # noqa: E402
     summarize,
     thresholds_for,
 )
+from evaluation.flags import add_weight_arguments  # noqa: E402
 from evaluation.formats import (  # noqa: E402
     read_ground_truth,
-    read_predictions_and_frame,
+    read_predictions,
     write_maptr_predictions,
 )
 from evaluation.frames import share_outside, to_lidar  # noqa: E402
 from evaluation.inference import (  # noqa: E402
-    add_weight_arguments,
     build_dataset,
     ground_truth_of,
     inference_dtype,
@@ -103,7 +103,7 @@ def read_files(
     args: argparse.Namespace, ranks: Ranks
 ) -> tuple[dict[str, Vectors], dict[str, Vectors], tuple[float, ...]]:
     """Predictions and ground truth of this rank's samples in the LiDAR frame, and the range's thresholds."""
-    predictions, frame = read_predictions_and_frame(args.predictions)
+    predictions, frame = read_predictions(args.predictions)
     if Path(args.ground_truth).suffix == ".safetensors":
         cache = GTCache.open(args.ground_truth)
         cache.verify()

@@ -25,9 +25,10 @@ from data.gt_cache import GTCache  # noqa: E402
 from data.images import image_exists  # noqa: E402
 from data.records import SampleRecord  # noqa: E402
 from data.splits import SPLITS, resolve_split  # noqa: E402
+from evaluation.flags import add_weight_arguments  # noqa: E402
 from evaluation.formats import write_maptr_predictions, write_streammapnet_predictions  # noqa: E402
 from evaluation.geojson import FRAMES, in_frame, require_origins, write_geojson  # noqa: E402
-from evaluation.inference import add_weight_arguments, build_dataset, inference_dtype, load_detector, predict  # noqa: E402
+from evaluation.inference import build_dataset, inference_dtype, load_detector, predict  # noqa: E402
 from evaluation.vectors import Vectors  # noqa: E402
 from utils.device import default_device  # noqa: E402
 from utils.errors import UserError, run_cli  # noqa: E402

@@ -24,8 +24,8 @@ from data.dataset import collate  # noqa: E402
 from data.gt_cache import GTCache, default_cache_path, range_name  # noqa: E402
 from data.splits import SPLITS  # noqa: E402
 from evaluation.chamfer_ap import PROTOCOLS, hits_by_class, match_samples, summarize, thresholds_for  # noqa: E402
+from evaluation.flags import add_weight_arguments  # noqa: E402
 from evaluation.inference import (  # noqa: E402
-    add_weight_arguments,
     build_dataset,
     ground_truth_of,
     inference_dtype,

@@ -24,7 +24,8 @@ from tqdm import tqdm  # noqa: E402
 from data.gt_cache import GTCache  # noqa: E402
 from data.images import load_image  # noqa: E402
 from data.records import SampleRecord  # noqa: E402
-from evaluation.formats import read_predictions_and_frame  # noqa: E402
+from evaluation.flags import add_weight_arguments  # noqa: E402
+from evaluation.formats import read_predictions  # noqa: E402
 from evaluation.frames import to_lidar  # noqa: E402
 from evaluation.pictures.animation import FORMATS, save_animation  # noqa: E402
 from evaluation.pictures.canvas import SMOOTHING  # noqa: E402
@@ -47,8 +48,7 @@ def parse_args() -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--predictions", help="scored vectors as JSON, MapTR's or StreamMapNet's format")
     source.add_argument("--checkpoint", help="or a .pth file of train_map_detection.py that makes them")
-    parser.add_argument("--llm-path", help="where the checkpoint's LLM lies, if not where it was in training")
-    parser.add_argument("--qformer-pretrained", help="the same of its BLIP-2 weights")
+    add_weight_arguments(parser)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--sample-token", help="the sample to draw")
     which.add_argument("--index", type=int, default=0, help="or its position in the cache (default 0)")
@@ -192,7 +192,7 @@ def predictions_of(args: argparse.Namespace, cache: GTCache, indices: Sequence[i
     """
     frame = "lidar"
     if args.predictions:
-        by_token, frame = read_predictions_and_frame(args.predictions)
+        by_token, frame = read_predictions(args.predictions)
         if by_token and by_token.keys().isdisjoint(cache.sample_tokens):
             raise UserError(
                 f"{args.predictions}: none of its {len(by_token)} sample tokens (the first: {next(iter(by_token))}) "

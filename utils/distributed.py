@@ -4,7 +4,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 import torch.distributed as dist
 
 
@@ -32,11 +31,15 @@ class Ranks:
 
 
 def join_ranks() -> Ranks:
-    """Join the job that torchrun's environment describes: nccl where there is CUDA, gloo elsewhere."""
+    """Join the job that torchrun's environment describes.
+
+    Over gloo also where there is CUDA: what the ranks exchange are Python objects, which nccl would send through a GPU
+    that each rank has to own.
+    """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1:
         return Ranks()
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    dist.init_process_group("gloo")
     return Ranks(dist.get_rank(), dist.get_world_size())
 
 

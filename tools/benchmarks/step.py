@@ -48,11 +48,10 @@ def run(args: argparse.Namespace) -> dict:
         )
     precision = args.precision or ("fp16" if torch.cuda.is_available() else "fp32")
     dtype = PRECISIONS[precision]
-    config = config_from(args)
-    checkpointing = args.gradient_checkpointing
+    config = replace(config_from(args), llm_checkpointing=args.gradient_checkpointing)
     flop = model_flop(config, args.batch_size)
     rate = matmul_rate(dtype)
-    found = measure_step(config, args.batch_size, dtype, args.steps, args.warmup, checkpointing)
+    found = measure_step(config, args.batch_size, dtype, args.steps, args.warmup)
     seconds = found["seconds"]["median"]
     found |= {
         "precision": precision,
@@ -61,28 +60,23 @@ def run(args: argparse.Namespace) -> dict:
         "matmul_tflops": rate / 1e12,
         "mfu": flop / seconds / rate,
     }
+    memory = f"peak {found['peak_gb']:.2f} GB" if found["held_gb"] is None else f"holds {found['held_gb']:.2f} GB"
     print(
-        f"batch {args.batch_size}, {precision}, checkpointing {'on' if checkpointing else 'off'}, {default_device()}: "
-        f"{seconds:.3f} s a step ({found['samples_per_s']:.2f} samples/s), peak {found['peak_gb']:.2f} GB, "
+        f"batch {args.batch_size}, {precision}, checkpointing {'on' if config.llm_checkpointing else 'off'}, "
+        f"{default_device()}: "
+        f"{seconds:.3f} s a step ({found['samples_per_s']:.2f} samples/s), {memory}, "
         f"{flop / 1e12:.2f} model TFLOP, {found['mfu']:.0%} of the matrix product's {rate / 1e12:.3g} TFLOP/s"
     )
     return found
 
 
 def measure_step(
-    config: ModelConfig,
-    batch_size: int,
-    dtype: torch.dtype,
-    steps: int,
-    warmup: int,
-    checkpointing: bool | None = None,
+    config: ModelConfig, batch_size: int, dtype: torch.dtype, steps: int, warmup: int
 ) -> dict:
     """Seconds of forward, losses, backward, clipping and optimizer, and the peak memory in gigabytes (10^9 bytes).
 
-    checkpointing None: as config says. On a CPU the memory is what the process holds after the last step.
+    On a CPU, whose peak is not known, peak_gb is None and held_gb what the process holds after the last step.
     """
-    if checkpointing is not None:
-        config = replace(config, llm_checkpointing=checkpointing)
     device = default_device()
     torch.manual_seed(0)
     model = build_detector(config, device, dtype).train()
@@ -109,10 +103,11 @@ def measure_step(
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
-    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else private_memory_mb() * 1e6
+    peak = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else None
+    held = None if peak is not None else private_memory_mb() / 1e3
     del model, optimizer, trained, batch
     gc.collect()
-    return {"seconds": spread(seconds[warmup:]), "peak_gb": peak / 1e9}
+    return {"seconds": spread(seconds[warmup:]), "peak_gb": peak, "held_gb": held}
 
 
 def model_flop(config: ModelConfig, batch_size: int) -> int:
