@@ -13,6 +13,24 @@ def default_dataroot() -> str:
     return os.environ.get("NUSCENES_DATAROOT") or "data/nuscenes"
 
 
+def require_writable(*paths: str | Path | None) -> None:
+    """Raise UserError when one of the files could not be made or replaced, before work is lost on it; makes nothing.
+
+    None stands for a file that nobody asked for.
+    """
+    wanted = [Path(path) for path in paths if path is not None]
+    for path in wanted:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise UserError(f"{path}: is not a file and cannot be replaced by one; choose another place")
+        folder = next(parent for parent in path.absolute().parents if os.path.exists(parent))
+        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+            raise UserError(f"{path}: cannot be written, {folder} is not a writable folder; choose another place")
+    places = [path.resolve() for path in wanted]
+    for path, place in zip(wanted, places, strict=True):
+        if places.count(place) > 1:
+            raise UserError(f"{path}: is to be written twice; give each output a file of its own")
+
+
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator:
     """A binary file that takes the place of `path` only when the block ends well.
@@ -20,6 +38,7 @@ def replacing(path: str | Path) -> Iterator:
     Until then it has a temporary name in the same folder, so an old file stays whole whatever happens.
     Raises UserError when the system cannot write there (no space, no permission).
     """
+    require_writable(path)
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
