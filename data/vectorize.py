@@ -2,15 +2,22 @@
 
 Both cut a patch of pc_range's size out of the map. divider: road_divider and lane_divider lines, one instance for
 every piece. boundary: rings of union(union(road_segment), union(lane)) in the patch, cut again by the patch shrunk
-by 0.2 m so that no edge of the patch remains; outer rings clockwise, inner counter-clockwise. The styles differ in
+by 0.2 m so that no edge of the patch remains; outer rings clockwise, inner counter-clockwise. Loops without width,
+which rounding leaves where polygons abut, are left out (the published code keeps its own, each time others). The
+styles differ in
 
                 maptr (MapTR, Liao et al., ICLR 2023)   streammapnet (StreamMapNet, Yuan et al., WACV 2024)
     patch       centred on the LiDAR, turned by its     centred on the ego origin, turned by its yaw;
                 yaw; x right, y forward                 x forward, y left
-    ped_crossing  rings, outer and inner, of the union  outer rings, always closed; a crossing unites with
+    ped_crossing  rings, outer and inner, of the union  outer rings, counter-clockwise; a crossing unites with
                 of all crossings                        those whose boxes touch it and that are nearly parallel
+
+In points and at edges the outcome hangs on the last bit of a coordinate, so the arithmetic is that of the published
+code: nuscenes-devkit's NuScenesMapExplorer, which rotates with shapely.affinity.
 """
 
+from collections.abc import Callable
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +26,17 @@ import shapely
 from data.geometry import yaw_of
 from data.gt_cache import GT_STYLES
 from data.map_expansion import LINE_LAYERS, read_layers
+from data.polylines import line_length
 from data.records import SampleRecord
 from utils.frame import CLASSES
 
 # Metres by which the patch shrinks before it cuts the boundaries.
 BOUNDARY_MARGIN = 0.2
+# Loops whose mean width in metres is smaller, and whose ends lie this near, are left by rounding.
+_SLIVER_WIDTH = 0.01
+_SLIVER_ENDS = 0.02
+# streammapnet: ends of a cut crossing that are nearer in both coordinates, in metres, are one point.
+_CLOSED_ENDS = 1e-3
 # streammapnet: crossings are nearly parallel when 1 - |cos| between their long sides is smaller (8 degrees).
 _PARALLEL = 0.01
 
@@ -51,6 +64,7 @@ class MapVectorizer:
         half = np.array(pc_range[3:5])
         if gt_style == "streammapnet":
             half = half[::-1]  # x is the long side there
+        self._half = half
         self._patch = shapely.box(*-half, *half)
         self._inner_patch = shapely.box(*(BOUNDARY_MARGIN - half), *(half - BOUNDARY_MARGIN))
 
@@ -75,14 +89,13 @@ class MapVectorizer:
 
     def _layers_inside(self, patch2global: np.ndarray) -> dict[str, np.ndarray]:
         """What the patch cuts out of each layer, in the patch's frame and in the order of the map's records."""
-        yaw = yaw_of(patch2global)
-        rotation = np.array([[np.cos(yaw), -np.sin(yaw)], [np.sin(yaw), np.cos(yaw)]])  # local to global
-        origin = patch2global[:2, 3]
-        patch = shapely.transform(self._patch, lambda pts: pts @ rotation.T + origin)
+        yaw, origin = float(yaw_of(patch2global)), patch2global[:2, 3]
+        patch = shapely.transform(shapely.box(*(origin - self._half), *(origin + self._half)), _rotation(yaw, origin))
+        turn_back = _rotation(-yaw, origin)
         inside = {}
         for layer, tree in self._layers.items():
             found = tree.geometries[np.sort(tree.query(patch, predicate="intersects"))]
-            inside[layer] = shapely.transform(_cut(found, patch), lambda pts: (pts - origin) @ rotation)
+            inside[layer] = shapely.transform(_cut(found, patch), lambda pts: turn_back(pts) - origin)
         return inside
 
     def _crossings(self, crossings: np.ndarray) -> np.ndarray:
@@ -90,14 +103,26 @@ class MapVectorizer:
         crossings = _polygon_parts(crossings)
         if self._gt_style == "maptr":
             # MapTR cuts the rings by the patch grown by 0.2 m, which no ring of what the patch cut can reach.
-            return _rings(shapely.union_all(crossings))
+            return _with_width(_rings(shapely.union_all(crossings)))
         united = _polygon_parts(_unite_parallel(crossings))
-        return _clockwise(shapely.get_exterior_ring(united))
+        rings = shapely.reverse(_clockwise(shapely.get_exterior_ring(united)))
+        return _with_width(_closed_by_force(shapely.intersection(rings, self._patch)))
 
     def _boundaries(self, road_segments: np.ndarray, lanes: np.ndarray) -> np.ndarray:
         """Outlines of the road in the patch, without the edges that the patch has cut."""
         roads = [shapely.union_all(_polygon_parts(layer)) for layer in (road_segments, lanes)]
-        return _merged(shapely.intersection(_rings(shapely.union_all(roads)), self._inner_patch))
+        return _with_width(_merged(shapely.intersection(_rings(shapely.union_all(roads)), self._inner_patch)))
+
+
+def _rotation(angle: float, origin: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Turns points [N, 2] by an angle in radians about an origin [2], rounding as shapely.affinity.rotate does."""
+    angle = angle / np.pi * 180 * np.pi / 180.0  # the devkit takes degrees
+    cos, sin = (0.0 if abs(value) < 2.5e-16 else value for value in (np.cos(angle), np.sin(angle)))
+    x0, y0 = origin
+    x_off, y_off = x0 - x0 * cos + y0 * sin, y0 - x0 * sin - y0 * cos
+    return lambda pts: np.stack(
+        [cos * pts[:, 0] - sin * pts[:, 1] + x_off, sin * pts[:, 0] + cos * pts[:, 1] + y_off], axis=1
+    )
 
 
 def _cut(geometries: np.ndarray, patch: shapely.Polygon) -> np.ndarray:
@@ -160,7 +185,8 @@ def _unite_parallel(crossings: np.ndarray) -> np.ndarray:
             members = free & suits[first]
             members[first] = True
             free &= ~members
-            united.append(shapely.union_all(crossings[members]))
+            others = crossings[members & (np.arange(len(crossings)) != first)]
+            united.append(reduce(shapely.union, others, crossings[first]))
     return np.array(united, object)
 
 
@@ -172,6 +198,41 @@ def _long_sides(polygons: np.ndarray) -> np.ndarray:
     longest = np.argmax(length, axis=1)[:, None]
     side = np.take_along_axis(sides, longest[..., None], axis=1)[:, 0]
     return side / np.take_along_axis(length, longest, axis=1)
+
+
+def _closed_by_force(cut_rings: np.ndarray) -> np.ndarray:
+    """StreamMapNet's one line of each ring that its patch has cut.
+
+    A ring in one piece stays as it is, even when the cut has opened it. Several pieces, most often around the ring's
+    start, are merged, strung together in their order and closed.
+    """
+    lines = []
+    for cut in cut_rings:
+        pieces = _line_parts(np.array([cut], object))
+        if shapely.get_num_geometries(cut) > 1 and len(pieces):
+            merged = shapely.get_parts(shapely.line_merge(shapely.multilinestrings(pieces)))
+            pts = shapely.get_coordinates(merged)
+            if np.allclose(pts[0], pts[-1], atol=_CLOSED_ENDS):
+                pts[-1] = pts[0]  # the published code leaves the gap, in which a ring would not be known as one
+            else:
+                pts = np.concatenate([pts, pts[:1]])
+            pieces = [shapely.linestrings(pts)]
+        lines += list(pieces)
+    return np.array(lines, object)
+
+
+def _with_width(lines: np.ndarray) -> np.ndarray:
+    """The lines that are not slivers."""
+    return lines[[not _is_sliver(shapely.get_coordinates(line)) for line in lines]]
+
+
+def _is_sliver(pts: np.ndarray) -> bool:
+    """Whether a line [n, 2] is a loop without width, metres."""
+    if np.linalg.norm(pts[0] - pts[-1]) > _SLIVER_ENDS:
+        return False
+    x, y = (pts - pts[0]).T
+    twice_area = abs(float(np.sum(x[:-1] * y[1:] - x[1:] * y[:-1])))
+    return twice_area < _SLIVER_WIDTH * line_length(pts)
 
 
 def _merged(cut_rings: np.ndarray) -> np.ndarray:

@@ -2,9 +2,10 @@ import json
 
 import numpy as np
 import pytest
+import shapely
 
 from data.polylines import is_closed, line_length
-from data.vectorize import MapVectorizer
+from data.vectorize import MapVectorizer, _closed_by_force
 from tests.reference import REFERENCE, needs_reference
 from utils.errors import UserError
 from utils.frame import CLASSES, PC_RANGES
@@ -132,7 +133,7 @@ def test_streammapnet_unites_crossings_only_when_nearly_parallel(city, tmp_path)
     city.polygon("ped_crossing", box(4, 1, 6, 9))  # square to it, though they overlap
     city.polygon("ped_crossing", box(-9, -8, -1, -6))
     rings = vectorize(city, tmp_path, gt_style="streammapnet")["ped_crossing"]
-    assert [signed_area(ring) for ring in rings] == pytest.approx([-20, -16, -16])
+    assert [signed_area(ring) for ring in rings] == pytest.approx([20, 16, 16])
     assert all(is_closed(ring) for ring in rings)
     assert len(vectorize(city, tmp_path)["ped_crossing"]) == 2  # maptr unites all that touch
 
@@ -142,8 +143,23 @@ def test_streammapnet_leaves_islands_out_and_has_the_long_side_ahead_in_x(city, 
     city.line("road_divider", [(-40, 0), (40, 0)])
     found = vectorize(city, tmp_path, gt_style="streammapnet")
     (ring,) = found["ped_crossing"]
-    assert signed_area(ring) == pytest.approx(-100) and ring[:, 0].max() == 30.0
+    assert signed_area(ring) == pytest.approx(100) and ring[:, 0].max() == 30.0
     assert line_length(found["divider"][0]) == 60.0
+
+
+def test_streammapnet_closes_by_force_what_its_patch_cuts_into_pieces():
+    """One piece stays open: rounding at the patch's edge decides which it is, and the published code does not ask."""
+    corners = np.array(box(0, 0, 10, 4), float)
+    starts_inside, starts_outside, elsewhere = shapely.linearrings(
+        [corners, np.roll(corners, 2, axis=0), corners + 9]
+    )
+    patch = shapely.box(-5, -5, 5, 2)
+    cut = shapely.intersection(np.array([starts_inside, starts_outside, elsewhere]), patch)
+    assert [shapely.get_num_geometries(lines) for lines in cut[:2]] == [2, 1]
+    assert cut[2].is_empty
+    closed, opened = (shapely.get_coordinates(line) for line in _closed_by_force(cut))
+    assert is_closed(closed) and line_length(closed) == pytest.approx(7 + np.hypot(5, 2))
+    assert not is_closed(opened) and line_length(opened) == 7
 
 
 def test_boundary_has_no_edge_of_the_patch_and_ends_at_its_margin(city, tmp_path):
@@ -164,6 +180,13 @@ def test_boundary_rings_inside_the_patch_are_whole_and_turn_as_agreed(city, tmp_
     outer, inner = vectorize(city, tmp_path)["boundary"]
     assert is_closed(outer) and is_closed(inner)
     assert signed_area(outer) == pytest.approx(-400) and signed_area(inner) == pytest.approx(16)
+
+
+def test_a_road_without_width_is_no_boundary(city, tmp_path):
+    city.polygon("road_segment", box(-10, -10, 10, 10), holes=[box(-2, -2, 2, -2 + 1e-6)])
+    city.polygon("lane", box(5, 20, 5.02, 25))  # narrow, but a road
+    outer, narrow = vectorize(city, tmp_path)["boundary"]
+    assert signed_area(outer) == pytest.approx(-400) and signed_area(narrow) == pytest.approx(-0.1, rel=1e-3)
 
 
 def test_a_boundary_ring_is_not_broken_at_its_start(city, tmp_path):
