@@ -10,13 +10,15 @@ import hashlib
 import json
 import mmap
 import os
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from data.records import DTYPES, TENSORS, SampleRecord, records_to_tensors
-from data.splits import resolve_split
+from data.splits import SPLITS, resolve_split
 from utils.errors import UserError
 from utils.files import replacing
 from utils.frame import CAMERAS, CLASSES, PC_RANGES
@@ -97,12 +99,15 @@ class GTCache:
     def open(cls, path: str | Path) -> "GTCache":
         """Map a cache. Raises UserError when it is missing, not a cache, of another schema or truncated."""
         path = os.fspath(path)
-        if not os.path.isfile(path):
-            raise UserError(f"{path}: no such GT cache file; make it with {generate_command()}")
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            header, meta, start = _read_header(path, file, size)
-            mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        try:
+            with open(path, "rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                header, meta, start = _read_header(path, file, size)
+                mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        except FileNotFoundError as error:
+            raise UserError(f"{path}: no such GT cache file; make it with {generate_command(path)}") from error
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror or error}); give a readable GT cache") from error
         try:
             end = start + max(entry["data_offsets"][1] for entry in header.values())
             if size == end:
@@ -110,11 +115,11 @@ class GTCache:
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise UserError(
                 f"{path}: the header does not fit its tensors ({error}); "
-                f"make it anew with {generate_command(meta)}"
+                f"make it anew with {generate_command(path, meta)}"
             ) from error
         raise UserError(
             f"{path}: {size} bytes, the header says {end} (cut short or altered); "
-            f"make it anew with {generate_command(meta)}"
+            f"make it anew with {generate_command(path, meta)}"
         )
 
     def __reduce__(self):
@@ -178,7 +183,7 @@ class GTCache:
         if found != self.meta["digest"]:
             raise UserError(
                 f"{self.path}: digest {found[:16]}..., the header says {self.meta['digest'][:16]}... "
-                f"(altered content); make it anew with {generate_command(self.meta)}"
+                f"(altered content); make it anew with {generate_command(self.path, self.meta)}"
             )
 
     def require(
@@ -187,61 +192,81 @@ class GTCache:
         pc_range: Sequence[float] | None = None,
         version: str | None = None,
         gt_style: str | None = None,
+        fix: str | None = None,
     ) -> None:
-        """Raise UserError when the cache was made with other settings than the given ones."""
+        """Raise UserError, which ends with `fix`, when the cache was made with other settings than the given ones."""
         wanted = {"version": version, "split": split, "pc_range": pc_range, "gt_style": gt_style}
         if split is not None:
             wanted["split"] = resolve_split(split, version or self.meta["version"])
         if pc_range is not None:
             wanted["pc_range"] = [float(value) for value in pc_range]
         wanted = {key: value for key, value in wanted.items() if value is not None}
-        command = generate_command({**self.meta, **wanted})
+        command = self._command_beside({**self.meta, **wanted})
+        fix = fix or f"give the matching cache or make one with {command}"
         for key, value in wanted.items():
             if self.meta[key] != value:
-                raise UserError(
-                    f"{self.path}: made for {key} {self.meta[key]}, expected {value}; "
-                    f"give the matching cache or make one with {command}"
-                )
+                raise UserError(f"{self.path}: made for {key} {self.meta[key]}, expected {value}; {fix}")
+
+    def _command_beside(self, meta: Mapping) -> str:
+        """The command that makes the cache of other settings in the same folder, under its default name."""
+        settings = (meta["version"], meta["split"], range_name(meta["pc_range"]), meta["gt_style"])
+        return generate_command(Path(self.path).parent / default_cache_path("", *settings).name, meta)
 
     def _string(self, name: str, index: int) -> str:
         begin, end = self._tensors[f"{name}_offsets"][index : index + 2]
         return self._tensors[name][begin:end].tobytes().decode()
 
 
-def generate_command(meta: Mapping | None = None) -> str:
-    """The command that makes a cache with these settings, for error messages."""
-    if meta is None:
-        return "python tools/generate_gt_cache.py --split train (or val)"
-    return (
-        f"python tools/generate_gt_cache.py --split {meta['split']} --version {meta['version']} "
-        f"--pc-range {range_name(meta['pc_range'])} --gt-style {meta['gt_style']} --overwrite"
-    )
+def generate_command(path: str | Path, meta: Mapping | None = None) -> str:
+    """The command that makes the cache at `path` with these settings, for error messages.
+
+    Without settings they are taken from the file's name where it is a default one.
+    """
+    path = Path(path)
+    dataroot = shlex.quote(os.fspath(path.parent.parent)) if path.parent.name == "gt_cache" else "<nuScenes folder>"
+    words = ["python tools/generate_gt_cache.py", *_settings_of(path, meta), "--dataroot", dataroot]
+    words += ["--output", shlex.quote(os.fspath(path))]
+    return " ".join([*words, "--overwrite"] if os.path.exists(path) else words)
+
+
+def _settings_of(path: Path, meta: Mapping | None) -> list[str]:
+    """Flags of tools/generate_gt_cache.py for these settings, or for those that a default name stands for."""
+    if meta is not None:
+        settings = (meta["split"], meta["version"], range_name(meta["pc_range"]), meta["gt_style"])
+    else:
+        alternatives = [f"({'|'.join(names)})" for names in (SPLITS, PC_RANGES, GT_STYLES)]
+        pattern = r"(v1\.0-\w+?)_{}_{}(?:_{})?\.safetensors".format(*alternatives)
+        found = re.fullmatch(pattern, path.name)
+        if found is None:
+            return ["--split <split> --version <version>"]
+        version, split, pc_range, gt_style = found.groups()
+        settings = (split, version, pc_range, gt_style or "maptr")
+    return ["--split {} --version {} --pc-range {} --gt-style {}".format(*settings)]
 
 
 def _read_header(path: str, file, size: int) -> tuple[dict, dict, int]:
     """Header entries, metadata and the byte at which the tensors start, all checked."""
     length = int.from_bytes(file.read(8), "little")
     if size < 8 or not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
-        raise UserError(f"{path}: {size} bytes, not a whole GT cache; make it anew with {generate_command()}")
+        raise UserError(f"{path}: {size} bytes, not a whole GT cache; make it anew with {generate_command(path)}")
     try:
         header = json.loads(file.read(length))
         marks = header.pop("__metadata__")
         if marks["format"] != FORMAT:
             raise KeyError("format")
         meta = json.loads(marks["meta"])
-        missing = {"split", "version", "pc_range", "gt_style", "digest"} - meta.keys()
+        missing = {"split", "version", "pc_range", "gt_style", "digest", "scenes", "locations"} - meta.keys()
         if missing:
             raise KeyError(min(missing))
+        command = generate_command(path, meta)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path}: the header is not that of a GT cache; give a cache made by {generate_command()}"
+            f"{path}: the header is not that of a GT cache; give a cache made by {generate_command(path)}"
         ) from error
     expected = {"schema": SCHEMA, "classes": list(CLASSES), "cameras": list(CAMERAS)}
     for key, value in expected.items():
         if meta.get(key) != value:
-            raise UserError(
-                f"{path}: {key} {meta.get(key)}, expected {value}; make it anew with {generate_command()}"
-            )
+            raise UserError(f"{path}: {key} {meta.get(key)}, expected {value}; make it anew with {command}")
     return header, meta, 8 + length
 
 

@@ -1,17 +1,20 @@
 """The nuScenes map expansion of one city as Shapely geometries, layer by layer (needs shapely)."""
 
-import json
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import shapely
 
+from data.checked_records import Records, read_json
 from utils.errors import UserError
 
 LINE_LAYERS = ("road_divider", "lane_divider")
 POLYGON_LAYERS = ("ped_crossing", "road_segment", "lane")
+_NEEDED = (*LINE_LAYERS, *POLYGON_LAYERS, "node", "line", "polygon")
 _OLDEST_MAP_VERSION = (1, 3)
+_FIX = "unpack nuScenes-map-expansion-v1.3.zip into the dataroot's maps folder"
 
 
 def map_expansion_path(dataroot: str | Path, location: str) -> Path:
@@ -22,68 +25,80 @@ def map_expansion_path(dataroot: str | Path, location: str) -> Path:
 def read_map_tables(dataroot: str | Path, location: str) -> dict:
     """The tables of a city's map file. Raises UserError when it is missing, older than 1.3 or lacks a layer."""
     path = map_expansion_path(dataroot, location)
-    fix = "unpack nuScenes-map-expansion-v1.3.zip into the dataroot's maps folder"
-    if not path.is_file():
-        there = ", ".join(sorted(found.stem for found in path.parent.glob("*.json"))) or "none"
-        raise UserError(f"{path}: no such map expansion, cities there: {there}; {fix}")
+    with contextlib.suppress(PermissionError):  # which reading reports
+        if not path.exists():
+            there = sorted(found.stem for found in path.parent.glob("*.json") if found.is_file())
+            elsewhere = sorted(found for found in (Path(dataroot) / "maps").rglob(path.name) if found.is_file())
+            fix = f"move {elsewhere[0].parent}/*.json into {path.parent}" if elsewhere else _FIX
+            raise UserError(f"{path}: no such map expansion, cities there: {', '.join(there) or 'none'}; {fix}")
+    tables = read_json(path, "map expansion", _FIX)
     try:
-        tables = json.loads(path.read_bytes())
         version = str(tables.get("version", "1.0"))
         outdated = tuple(int(part) for part in version.split(".")) < _OLDEST_MAP_VERSION
     except (ValueError, AttributeError) as error:
-        raise UserError(f"{path}: not a map expansion ({error}); {fix}") from error
+        raise UserError(f"{path}: not a map expansion ({error}); {_FIX}") from error
     if outdated:
-        raise UserError(f"{path}: map expansion version {version}, expected 1.3 or later; {fix}")
-    needed = (*LINE_LAYERS, *POLYGON_LAYERS, "node", "line", "polygon")
-    missing = [name for name in needed if name not in tables]
+        raise UserError(f"{path}: map expansion version {version}, expected 1.3 or later; {_FIX}")
+    missing = [name for name in _NEEDED if name not in tables]
     if missing:
-        raise UserError(f"{path}: layer {missing[0]} is missing, expected {', '.join(needed)}; {fix}")
+        raise UserError(f"{path}: layer {missing[0]} is missing, expected {', '.join(_NEEDED)}; {_FIX}")
     return tables
 
 
-def read_layers(
-    dataroot: str | Path, location: str
-) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
+def read_layers(dataroot: str | Path, location: str) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
     """Geometries of each layer in global metres, and the tokens of the invalid ones, which are left out.
 
     A line without two nodes, a polygon without three and a hole without three are left out silently: nuScenes
-    has them as placeholders. Raises UserError as read_map_tables, and for a reference to a missing record.
+    has them as placeholders. Raises UserError as read_map_tables, and for the first record that is malformed
+    or refers to one that is not there.
     """
     tables = read_map_tables(dataroot, location)
-    try:
-        return layers_of(tables)
-    except (KeyError, TypeError) as error:
-        path = map_expansion_path(dataroot, location)
-        raise UserError(
-            f"{path}: a record refers to {error}, which is not there; unpack the map expansion again"
-        ) from error
-
-
-def layers_of(tables: Mapping) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
-    """As read_layers, from the tables. Raises KeyError or TypeError for a broken reference."""
-    nodes = {node["token"]: (node["x"], node["y"]) for node in tables["node"]}
-    lines = {record["token"]: record["node_tokens"] for record in tables["line"]}
-    polygons = {record["token"]: record for record in tables["polygon"]}
+    path = map_expansion_path(dataroot, location)
+    layers = {name: Records(tables[name], f"{path}: {name}", _FIX) for name in _NEEDED}
+    nodes, lines, polygons = layers["node"], layers["line"], layers["polygon"]
+    xy = np.stack([nodes.numbers("x"), nodes.numbers("y")], axis=-1)  # [N, 2]
+    row_of = {token: row for row, token in enumerate(nodes.tokens)}
+    # Rows of xy: of each line, and of each polygon's exterior and holes.
+    line_rows = dict(zip(lines.tokens, lines.follow_lists("node_tokens", row_of, "node"), strict=True))
+    exteriors = polygons.follow_lists("exterior_node_tokens", row_of, "node")
+    rings = {token: [exterior] for token, exterior in zip(polygons.tokens, exteriors, strict=True)}
+    holes = Records(
+        [
+            {"token": token, "node_tokens": hole.get("node_tokens") if isinstance(hole, dict) else None}
+            for token, own in zip(polygons.tokens, polygons.values("holes", list), strict=True)
+            for hole in own
+        ],
+        f"{path}: polygon hole",
+        _FIX,
+    )
+    for token, rows in zip(holes.tokens, holes.follow_lists("node_tokens", row_of, "node"), strict=True):
+        rings[token].append(rows)
     geometries, invalid = {}, {}
-
-    def points(tokens: list[str]) -> list[tuple[float, float]]:
-        return [nodes[token] for token in tokens]
-
     for layer in LINE_LAYERS:
-        used = [points(lines[record["line_token"]]) for record in tables[layer]]
-        geometries[layer] = np.array([shapely.LineString(pts) for pts in used if len(pts) >= 2], object)
+        used = layers[layer].follow("line_token", line_rows.__getitem__, "line")
+        points, of_line = _gathered(xy, [rows for rows in used if len(rows) >= 2])
+        geometries[layer] = shapely.linestrings(points, indices=of_line)
     for layer in POLYGON_LAYERS:
-        found, tokens = [], []
-        for record in tables[layer]:
-            polygon = polygons[record["polygon_token"]]
-            exterior = points(polygon["exterior_node_tokens"])
-            holes = [points(hole["node_tokens"]) for hole in polygon["holes"]]
-            if len(exterior) >= 3:
-                found.append(shapely.Polygon(exterior, [hole for hole in holes if len(hole) >= 3]))
-                tokens.append(record["token"])
-        found = np.array(found, object)
+        used = layers[layer].follow("polygon_token", rings.__getitem__, "polygon")
+        there = [len(exterior) >= 3 for exterior, *_ in used]
+        found = _polygons(xy, [rows for rows, ok in zip(used, there, strict=True) if ok])
+        tokens = [token for token, ok in zip(layers[layer].tokens, there, strict=True) if ok]
         # The published code leaves self-crossing polygons out rather than mend them, so its numbers depend on it.
         valid = shapely.is_valid(found)
         geometries[layer] = found[valid]
         invalid[layer] = [token for token, ok in zip(tokens, valid, strict=True) if not ok]
     return geometries, invalid
+
+
+def _polygons(xy: np.ndarray, used: Sequence[list[list[int]]]) -> np.ndarray:
+    """Polygons of the rows of xy in their exterior and then their holes."""
+    rings = [(index, rows) for index, polygon in enumerate(used) for rows in polygon if len(rows) >= 3]
+    points, of_ring = _gathered(xy, [rows for _, rows in rings])
+    of_polygon = np.array([index for index, _ in rings], np.int64)
+    return shapely.polygons(shapely.linearrings(points, indices=of_ring), indices=of_polygon)
+
+
+def _gathered(xy: np.ndarray, rows: Sequence[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Points [K, 2] of all rows and the place [K] in `rows` of each, as Shapely's constructors take them."""
+    owner = np.repeat(np.arange(len(rows)), [len(own) for own in rows])
+    return xy[np.array([row for own in rows for row in own], np.int64)], owner

@@ -63,7 +63,10 @@ class SampleRecord:
 def records_to_tensors(
     records: Sequence[SampleRecord],
 ) -> tuple[dict[str, np.ndarray], list[str], list[str]]:
-    """The TENSORS, and the names of the scenes and locations that `scene` and `location` point into."""
+    """The TENSORS, and the names of the scenes and locations that `scene` and `location` point into.
+
+    Raises ValueError, naming the sample, for an array of another shape than SampleRecord says.
+    """
     scenes = sorted({record.scene_name for record in records})
     locations = sorted({record.location for record in records})
     lines = [pts for record in records for pts in record.pts_m]
@@ -92,7 +95,12 @@ def records_to_tensors(
         "cam2lidar": (cameras, 4, 4),
     }
     for name, shape in shapes.items():
-        arrays[name] = np.array([getattr(record, name) for record in records]).reshape(-1, *shape)
+        values = [getattr(record, name) for record in records]
+        for record, value in zip(records, values, strict=True):
+            if np.shape(value) != shape:
+                found = f"{name} of shape {np.shape(value)}, expected {shape}"
+                raise ValueError(f"sample {record.sample_token}: {found}")
+        arrays[name] = np.array(values).reshape(len(records), *shape)  # [0, *shape] without records
     assert len(arrays["labels"]) == len(lines), "a label for every instance"
     return {name: arrays[name].astype(DTYPES[kind]) for name, kind in TENSORS.items()}, scenes, locations
 

@@ -1,7 +1,10 @@
 """Fixtures that several test files share."""
 
+import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,3 +40,11 @@ def caches(synthetic_world: Path) -> dict[str, Path]:
         command = ["tools/generate_gt_cache.py", "--split", split, "--dataroot", str(synthetic_world)]
         subprocess.run([sys.executable, *command, "--overwrite"], cwd=ROOT, check=True, capture_output=True)
     return paths
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that other users can reach; tmp_path lies in one that is closed to them."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)

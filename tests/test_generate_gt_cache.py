@@ -3,7 +3,6 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,23 +10,12 @@ import pytest
 from data.geometry import pose_matrix, without_roll_and_pitch
 from data.gt_cache import GTCache
 from data.nuscenes_reader import load_tables, read_records
+from tests.generating import generate, run_main
 from tests.reference import REFERENCE, needs_reference
-from tools.generate_gt_cache import main
-from utils.errors import UserError
 from utils.frame import CAMERAS, PC_RANGES
 
-ROOT = Path(__file__).resolve().parents[1]
 PARITY = REFERENCE / "gt_parity"
 REAL = REFERENCE / "real_sample"
-
-
-def generate(*arguments, **environment):
-    """Run the tool; its exit code, output and error output."""
-    command = [sys.executable, "tools/generate_gt_cache.py", *map(str, arguments)]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **environment}
-    )
-    return done.returncode, done.stdout, done.stderr
 
 
 def check_gt(expected, actual, *flags):
@@ -119,7 +107,9 @@ def test_a_real_sample_with_defaults_from_the_environment(tmp_path):
     )
     assert code == 0, error
     assert "1 samples, 4 divider, 0 ped_crossing, 4 boundary" in out
-    assert "singapore-onenorth: 2 self-crossing polygons left out: ped_crossing 66abfeac" in out
+    assert "singapore-onenorth: 2 self-crossing polygons left out\n  ped_crossing 66abfeac-448c-8f65-7b40-" in out
+    assert error.startswith("warning: no ped_crossing at all in singapore-onenorth (1 samples); ")
+    assert len(error.splitlines()) == 1
     assert "100.0000 % of" in check_gt(REAL / "expected_maptr.json", tmp_path / "real.json")
     cache = GTCache.open(root / "gt_cache" / "v1.0-mini_mini_train_60x30.safetensors")
     record = cache[cache.index_of("ca9a282c9e77460f8360f564131a8af5")]
@@ -153,115 +143,6 @@ def test_cameras_are_placed_by_their_own_ego_poses():
     yaw = np.rad2deg(np.arctan2(-forward[:, 0], forward[:, 1]))
     np.testing.assert_allclose(np.abs(yaw), [0, 55, 55, 180, 110, 110], atol=4)
     assert yaw[1] < 0 < yaw[2] and yaw[4] > 0 > yaw[5]  # right, left, left, right
-
-
-def run_main(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["generate_gt_cache.py", *map(str, arguments)])
-    main()
-
-
-def without_folder(root):
-    shutil.rmtree(root)
-
-
-def without_version(root):
-    (root / "v1.0-trainval").rename(root / "v1.0-test")
-
-
-def without_table(root):
-    (root / "v1.0-trainval" / "ego_pose.json").unlink()
-
-
-def with_broken_table(root):
-    (root / "v1.0-trainval" / "sample.json").write_text("[{")
-
-
-def without_maps(root):
-    shutil.rmtree(root / "maps" / "expansion")
-
-
-def with_old_maps(root):
-    for path in (root / "maps" / "expansion").glob("*.json"):
-        path.write_text(json.dumps({**json.loads(path.read_text()), "version": "1.2"}))
-
-
-def without_camera(root):
-    path = root / "v1.0-trainval" / "sample_data.json"
-    readings = json.loads(path.read_text())
-    path.write_text(json.dumps([r for r in readings if "CAM_BACK_LEFT" not in r["filename"]]))
-
-
-def without_images(root):
-    shutil.rmtree(root / "samples" / "CAM_BACK")
-
-
-@pytest.mark.parametrize(
-    ("damage", "split", "message"),
-    [
-        (without_folder, "train", "bad: no such folder; .*--dataroot or NUSCENES_DATAROOT"),
-        (without_version, "train", "v1.0-trainval: no such folder, versions there: v1.0-test; .*--version"),
-        (without_table, "train", "v1.0-trainval: the tables cannot be read .*ego_pose.json.*; unpack"),
-        (with_broken_table, "train", "v1.0-trainval: the tables cannot be read .*JSONDecodeError"),
-        (without_maps, "train", r"expansion/[a-z-]+\.json: no such map expansion, cities there: .*; unpack"),
-        (with_old_maps, "train", "map expansion version 1.2, expected 1.3 or later; unpack"),
-        (without_camera, "train", "sample [0-9a-f]{32} has no CAM_BACK_LEFT key frame"),
-        (without_images, "val", r"samples/CAM_BACK/.*\.jpg: no such image, sample [0-9a-f]{32} needs it"),
-        (lambda root: None, "mini_val", "none of its 3 scenes is in split mini_val; choose another --split"),
-    ],
-)
-def test_bad_input_is_named_and_leaves_nothing(
-    synthetic_world, tmp_path, monkeypatch, damage, split, message
-):
-    root = tmp_path / "bad"
-    shutil.copytree(synthetic_world, root)
-    damage(root)
-    output = tmp_path / "out" / "cache"
-    with pytest.raises(UserError, match=message) as caught:
-        run_main(monkeypatch, "--split", split, "--dataroot", root, "--output", output)
-    assert "\n" not in str(caught.value)
-    assert not output.parent.exists()
-
-
-def test_an_existing_output_is_kept_unless_told_otherwise(synthetic_world, tmp_path, monkeypatch):
-    output = tmp_path / "cache"
-    output.write_text("mine")
-    arguments = ["--split", "val", "--dataroot", synthetic_world, "--output", output]
-    code, _, error = generate(*arguments)
-    assert code == 2 and error.startswith(f"error: {output}: is already there; give --overwrite")
-    assert len(error.splitlines()) == 1
-    assert output.read_text() == "mine"
-    run_main(monkeypatch, *arguments, "--overwrite")
-    assert len(GTCache.open(output)) == 4
-
-
-def test_an_existing_cache_of_other_settings_is_named(synthetic_world, tmp_path, monkeypatch):
-    arguments = ["--split", "val", "--dataroot", synthetic_world, "--output", tmp_path / "cache.safetensors"]
-    run_main(monkeypatch, *arguments)
-    before = (tmp_path / "cache.safetensors").read_bytes()
-    for flag, value, message in (
-        ("--pc-range", "100x50", r"made for pc_range \[-15.0, .*--pc-range 100x50 --gt-style maptr --overwrite"),
-        ("--gt-style", "streammapnet", "made for gt_style maptr, expected streammapnet"),
-        ("--num-workers", "1", "is already there; give --overwrite"),
-    ):
-        with pytest.raises(UserError, match=message):
-            run_main(monkeypatch, *arguments, flag, value)
-    assert (tmp_path / "cache.safetensors").read_bytes() == before
-
-
-def test_a_full_disk_leaves_the_old_cache_and_nothing_else(synthetic_world, tmp_path):
-    """A limit on the size of files stands in for the disk's."""
-    output = tmp_path / "cache.safetensors"
-    arguments = ["--split", "train", "--dataroot", synthetic_world, "--output", output, "--overwrite"]
-    assert generate(*arguments)[0] == 0
-    before = output.read_bytes()
-    limited = ["bash", "-c", 'ulimit -f 8; exec "$@"', "-", sys.executable, "tools/generate_gt_cache.py"]
-    done = subprocess.run([*limited, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr == (
-        f"error: {output}: cannot be written (File too large), nothing was changed; "
-        "free some space or choose another place\n"
-    )
-    assert output.read_bytes() == before and list(tmp_path.iterdir()) == [output]
 
 
 def test_geographic_splits_take_their_scenes(synthetic_world, tmp_path, monkeypatch):

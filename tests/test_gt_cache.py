@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from data.gt_cache import GTCache, default_cache_path, write_gt_cache
 from tests.made_records import META, make_random_records
+from tests.unprivileged import as_nobody
 from utils.errors import UserError
 from utils.frame import CAMERAS, CLASSES, PC_RANGES
 
@@ -117,8 +118,68 @@ def test_unknown_token_is_named(cache_path):
 
 
 def test_missing_file_names_the_command(tmp_path):
-    with pytest.raises(UserError, match=r"none\.safetensors: no such.*generate_gt_cache\.py"):
-        GTCache.open(tmp_path / "none.safetensors")
+    path = tmp_path / "none.safetensors"
+    with pytest.raises(UserError, match=r"none\.safetensors: no such.*generate_gt_cache\.py") as caught:
+        GTCache.open(path)
+    assert str(caught.value).endswith(
+        f"--split <split> --version <version> --dataroot <nuScenes folder> --output {path}"
+    )
+    for name, settings in (
+        ("v1.0-mini_mini_val_60x30", "--split mini_val --version v1.0-mini --pc-range 60x30 --gt-style maptr"),
+        (
+            "v1.0-trainval_geographic_train_100x50_streammapnet",
+            "--split geographic_train --version v1.0-trainval --pc-range 100x50 --gt-style streammapnet",
+        ),
+    ):
+        path = tmp_path / "a b" / "gt_cache" / f"{name}.safetensors"
+        with pytest.raises(UserError) as caught:
+            GTCache.open(path)
+        assert str(caught.value).endswith(f"{settings} --dataroot '{tmp_path}/a b' --output '{path}'")
+
+
+def test_the_command_for_a_broken_cache_makes_that_file(cache_path):
+    settings = "--split mini_train --version v1.0-mini --pc-range 60x30 --gt-style maptr"
+    command = f"{settings} --dataroot <nuScenes folder> --output {cache_path} --overwrite"
+    data = cache_path.read_bytes()
+    cache_path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(UserError, match="digest") as caught:
+        GTCache.open(cache_path).verify()
+    assert str(caught.value).endswith(command)
+    edit_header(cache_path, r"\"schema\": 2", r"\"schema\": 1")
+    with pytest.raises(UserError, match="schema 1, expected 2") as caught:
+        GTCache.open(cache_path)
+    assert str(caught.value).endswith(command)
+
+
+def test_the_command_for_other_settings_does_not_replace_the_cache(cache_path):
+    with pytest.raises(UserError) as caught:
+        GTCache.open(cache_path).require(pc_range=PC_RANGES["100x50"])
+    assert str(caught.value).endswith(f"--output {cache_path.parent / 'v1.0-mini_mini_train_100x50.safetensors'}")
+    with pytest.raises(UserError, match=r"expected \[-25.0, .*; give another$"):
+        GTCache.open(cache_path).require(pc_range=PC_RANGES["100x50"], fix="give another")
+
+
+def test_an_unreadable_cache_is_refused_in_one_line(open_folder):
+    path = open_folder / "cache.safetensors"
+    write_gt_cache(path, make_random_records(1), META)
+    path.chmod(0)
+    with as_nobody(), pytest.raises(UserError, match=r"cache\.safetensors: cannot be read \(Permission denied\); give"):
+        GTCache.open(path)
+    with pytest.raises(UserError, match=r"cannot be read \(Is a directory\)"):
+        GTCache.open(open_folder)
+
+
+@pytest.mark.parametrize("name", ["camera_intrinsic", "image_sizes", "lidar2global"])
+def test_arrays_of_another_shape_are_not_written(tmp_path, name):
+    """nuScenes has [] as the intrinsics of what is no camera."""
+    records = make_random_records(3)
+    records[1] = replace(records[1], **{name: np.zeros(0)})
+    with pytest.raises(ValueError, match=rf"sample {records[1].sample_token}: {name} of shape \(0,\), expected \("):
+        write_gt_cache(tmp_path / "cache", records, META)
+    records = [replace(record, **{name: np.zeros(0)}) for record in records]
+    with pytest.raises(ValueError, match=rf"sample {records[0].sample_token}: {name} of shape"):
+        write_gt_cache(tmp_path / "cache", records, META)
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("content", [b"", b"1234", b"\x10" + bytes(7) + b"not json at all!", b"x" * 1000])

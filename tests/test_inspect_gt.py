@@ -126,6 +126,36 @@ def test_a_cache_without_samples_has_figures_but_no_picture(tmp_path, run):
         run(tmp_path / "cache", "--output", tmp_path / "a.png")
 
 
+def test_what_the_maps_lost_and_what_a_city_lacks_is_said(tmp_path, run):
+    """Of the two cities boston-seaport has the samples of even numbers."""
+    records = [make_record(i, np.array([0, 2 * (i % 2)]), [LINE, LINE]) for i in range(4)]
+    tokens = [f"{number:08d}-448c-8f65-7b40-623bb8ac84a6" for number in range(9)]
+    invalid = {"boston-seaport": {"lane": tokens[:7], "ped_crossing": tokens[7:]}, "singapore-onenorth": {"lane": []}}
+    cache = write(tmp_path / "cache", records, invalid_polygons=invalid)
+    assert summarize_cache(cache)["absent_classes"] == {
+        "divider": [], "ped_crossing": ["boston-seaport", "singapore-onenorth"], "boundary": ["boston-seaport"],
+    }  # fmt: skip
+    lines = run(tmp_path / "cache").splitlines()
+    assert lines[-2:] == [
+        "warning: no ped_crossing at all in boston-seaport (2 samples), singapore-onenorth (2 samples); "
+        "see whether the map expansion is whole",
+        "warning: no boundary at all in boston-seaport (2 samples); see whether the map expansion is whole",
+    ]
+    start = lines.index("boston-seaport: 9 self-crossing polygons left out")
+    left_out = " ".join(line.strip() for line in lines[start + 1 : -2])
+    assert left_out == f"lane {', '.join(tokens[:7])} ped_crossing {', '.join(tokens[7:])}"
+    assert all(len(line) <= 120 for line in lines[start:-2])
+
+
+def test_outputs_are_tried_before_the_work(tmp_path, run, monkeypatch):
+    write(tmp_path / "cache", make_random_records(3))
+    monkeypatch.setattr(inspect_gt, "summarize_cache", lambda _: pytest.fail("the work has begun"))
+    with pytest.raises(UserError, match="cache/a.png: cannot be written"):
+        run(tmp_path / "cache", "--output", tmp_path / "cache" / "a.png")
+    with pytest.raises(UserError, match="a.png: is to be written twice"):
+        run(tmp_path / "cache", "--output", tmp_path / "a.png", "--json", tmp_path / "a.png")
+
+
 def test_bad_input(tmp_path, run):
     path = tmp_path / "cache"
     write(path, make_random_records(3))

@@ -21,8 +21,9 @@ from PIL import Image  # noqa: E402
 from data.gt_cache import GTCache, range_name  # noqa: E402
 from evaluation.pictures.contact_sheet import MAX_CELLS, Cell, draw_contact_sheet  # noqa: E402
 from evaluation.vectors import Vectors  # noqa: E402
+from tools.gt_notes import absence_warnings, absent_classes, left_out_notes  # noqa: E402
 from utils.errors import UserError, run_cli  # noqa: E402
-from utils.files import replacing  # noqa: E402
+from utils.files import replacing, require_writable  # noqa: E402
 from utils.frame import CLASSES  # noqa: E402
 
 LENGTH_EDGES = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, math.inf)  # metres; a bin holds its lower edge
@@ -46,6 +47,7 @@ def parse_args() -> argparse.Namespace:
         raise UserError(f"--samples: {args.samples}, expected 1 to {MAX_CELLS}; give a number in between")
     if args.seed < 0:
         raise UserError(f"--seed: {args.seed}, expected 0 or more; give another number")
+    require_writable(args.output, args.json)
     return args
 
 
@@ -76,6 +78,7 @@ def summarize_cache(cache: GTCache) -> dict:
     per_sample = np.diff(offsets)
     empty = np.flatnonzero(per_sample == 0)
     locations = np.bincount(cache.tensor("location"), minlength=len(cache.meta["locations"]))
+    samples_by_city = dict(zip(cache.meta["locations"], locations.tolist(), strict=True))
     measures = measure_instances(cache)
     bad = {
         "too_short": ("fewer than 2 points", measures["points"] < 2),
@@ -92,7 +95,8 @@ def summarize_cache(cache: GTCache) -> dict:
         "invalid_polygons": cache.meta.get("invalid_polygons", {}),
         "num_samples": len(cache),
         "num_scenes": len(cache.meta["scenes"]),
-        "samples_by_city": dict(zip(cache.meta["locations"], locations.tolist(), strict=True)),
+        "samples_by_city": samples_by_city,
+        "absent_classes": absent_classes(labels, cache.tensor("location")[sample_of], samples_by_city),
         "classes": {
             name: summarize_class(measures, labels == label, sample_of, len(cache))
             for label, name in enumerate(CLASSES)
@@ -163,10 +167,6 @@ def format_summary(summary: dict) -> str:
         if key == "pc_range":
             value = f"{range_name(value)}  [{', '.join(f'{edge:g}' for edge in value)}] m"
         lines.append(f"  {key:<16}{value}")
-    for city, layers in summary["invalid_polygons"].items():
-        counts = ", ".join(f"{len(tokens)} {layer}" for layer, tokens in layers.items() if tokens)
-        if counts:
-            lines.append(f"  {city}: self-crossing polygons left out: {counts}")
     cities = ", ".join(f"{city} {count}" for city, count in summary["samples_by_city"].items())
     lines += [
         f"{summary['num_samples']} samples of {summary['num_scenes']} scenes in {len(summary['samples_by_city'])} "
@@ -192,6 +192,8 @@ def format_summary(summary: dict) -> str:
     empty = summary["without_instances"]
     first = f", the first: {empty['first']}" if empty["samples"] else ""
     lines.append(f"{empty['samples']} of {summary['num_samples']} samples without any instance{first}")
+    lines += left_out_notes(summary["invalid_polygons"])
+    lines += absence_warnings(summary["absent_classes"], summary["samples_by_city"])
     for warning in summary["warnings"].values():
         if warning["instances"]:
             what, first = warning["what"], warning["first"]

@@ -1,5 +1,7 @@
 """How a user's mistake reaches the user: one line, exit code 2."""
 
+import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -9,9 +11,20 @@ class UserError(ValueError):
 
 
 def run_cli(main: Callable[[], None]) -> None:
-    """Run a command-line entry point; a UserError becomes one line on stderr and exit code 2."""
+    """Run a command-line entry point; a UserError becomes one line on stderr and exit code 2.
+
+    An interrupt and a reader of stdout that went away (`| head`) end it as they end other programs: by 128 + signal.
+    """
     try:
         main()
+        sys.stdout.flush()  # so that a pipe that broke late is found here
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    except BrokenPipeError:
+        # Python flushes stdout once more when it ends, which must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except UserError as error:
         # From a loader worker the message arrives below that worker's traceback, which ends with it.
         message = str(error).strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.UserError: ")

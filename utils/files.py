@@ -48,6 +48,7 @@ def replacing(path: str | Path) -> Iterator:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        _sync_folder(path.parent)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be written ({error.strerror or error}), nothing was changed; "
@@ -56,3 +57,13 @@ def replacing(path: str | Path) -> Iterator:
     finally:
         with contextlib.suppress(OSError):  # what could not be made cannot be removed either
             temporary.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in the folder outlast a loss of power."""
+    with contextlib.suppress(OSError):  # not every file system can; the file is whole under either name
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
