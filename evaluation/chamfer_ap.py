@@ -10,6 +10,7 @@ Published code breaks ties of scores by the order of the file. Here: by sample t
 sample, so that neither the order of samples nor the number of ranks changes a figure.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -182,7 +183,7 @@ def summarize(
             "best_f1": best_f1(of_class, largest),
         }
     in_mean = [result[name]["AP"] for name in CLASSES if result[name]["AP"] is not None]
-    result["mAP"] = float(np.mean(in_mean)) if in_mean else 0.0
+    result["mAP"] = float(np.mean(in_mean)) if in_mean else math.nan
     result["details"] = details
     return result
 
@@ -197,10 +198,10 @@ def evaluate(
     """Chamfer AP of scored predictions against ground truth, both by sample token.
 
     Returns {"protocol", "thresholds", "mAP", "<class>": {"AP@0.5", ..., "AP"}, "details"} with values in
-    [0, 1]; under `maptr` the APs of a class without ground truth are None. "details" holds, per class, the
-    counts and, at the largest threshold, the recall, the mean Chamfer distance in metres of matched lines,
-    and precision, recall and score where F1 is best. A sample without predictions counts as one with none.
-    Raises as match_samples does.
+    [0, 1]; under `maptr` the APs of a class without ground truth are None, and without any ground truth the mAP
+    is NaN. "details" holds, per class, the counts and, at the largest threshold, the recall, the mean Chamfer
+    distance in metres of matched lines, and precision, recall and score where F1 is best. A sample without
+    predictions counts as one with none. Raises as match_samples does.
     """
     matches = match_samples(predictions, ground_truth, protocol, thresholds, num_workers)
     return summarize(matches, protocol, thresholds)
@@ -267,4 +268,4 @@ def format_table(result: dict) -> str:
 
 
 def _cell(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+    return "-" if value is None or math.isnan(value) else f"{value:.3f}"

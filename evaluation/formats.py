@@ -8,16 +8,17 @@ ped_crossing, divider, boundary, and its own files are in the ego frame. Files w
 "meta". Coordinates are passed through as they are.
 """
 
-import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from evaluation.frames import METRIC_FRAMES
+from evaluation.json_files import read_json, shown, write_json
 from evaluation.vectors import Vectors
 from utils.errors import UserError
-from utils.files import replacing
 from utils.frame import CLASSES
 
 # No nuScenes map reaches that far from its origin, in metres; a line beyond would take gigabytes to draw.
@@ -25,24 +26,37 @@ FARTHEST_M = 1e5
 STREAMMAPNET_CLASSES = ("ped_crossing", "divider", "boundary")
 
 
-def read_predictions(path: str | os.PathLike) -> tuple[dict[str, Vectors], str]:
-    """Scored vectors by sample token from a file of either family, and their frame, one of METRIC_FRAMES.
+class Predictions(NamedTuple):
+    """What a predictions file holds."""
 
-    Raises UserError for anything amiss in the file.
-    """
-    content = _read_json(path)
+    by_token: dict[str, Vectors]  # scored, in the frame below
+    frame: str  # one of METRIC_FRAMES
+    pc_range: tuple[float, ...] | None  # in metres, where the file names it, as those of tools/predict.py do
+
+
+def read_predictions(path: str | os.PathLike) -> Predictions:
+    """Scored vectors from a file of either family. Raises UserError for anything amiss in the file."""
+    content = read_json(path)
     results = content.get("results") if isinstance(content, dict) else None
     if isinstance(results, list):
-        return _from_maptr(path, results, scored=True), _frame_of(path, content, "lidar")
-    if isinstance(results, dict):
-        return _from_streammapnet(path, results), _frame_of(path, content, "ego")
-    fix = "this is a ground-truth file; exchange the two" if _has_gts(content) else "give a predictions file"
-    raise UserError(f'{path}: no "results", expected MapTR or StreamMapNet predictions; {fix}')
+        by_token, usual_frame = _from_maptr(path, results, scored=True), "lidar"
+    elif isinstance(results, dict):
+        by_token, usual_frame = _from_streammapnet(path, results), "ego"
+    else:
+        fix = "this is a ground-truth file; exchange the two" if _has_gts(content) else "give a predictions file"
+        raise UserError(f'{path}: no "results", expected MapTR or StreamMapNet predictions; {fix}')
+    meta = content.get("meta") if isinstance(content.get("meta"), dict) else {}
+    frame = meta.get("frame", usual_frame)
+    if frame not in METRIC_FRAMES:
+        raise UserError(
+            f"{path}: frame {shown(frame)}, expected {', '.join(METRIC_FRAMES)}; write it in one of these"
+        )
+    return Predictions(by_token, frame, _range_of(path, meta))
 
 
 def read_ground_truth(path: str | os.PathLike) -> dict[str, Vectors]:
     """Vectors without scores by sample token from MapTR's {"GTs": [...]}; UserError for anything amiss."""
-    content = _read_json(path)
+    content = read_json(path)
     if not _has_gts(content):
         raise UserError(f'{path}: no "GTs" list, expected MapTR ground truth; give a ground-truth file')
     return _from_maptr(path, content["GTs"], scored=False)
@@ -50,12 +64,12 @@ def read_ground_truth(path: str | os.PathLike) -> dict[str, Vectors]:
 
 def write_maptr_predictions(path: str | os.PathLike, predictions: Mapping[str, Vectors], meta: dict) -> None:
     """Write scored vectors as MapTR's nuscmap_results.json."""
-    _write_json(path, {"meta": meta, "results": _to_maptr(predictions)})
+    write_json(path, {"meta": meta, "results": _to_maptr(predictions)})
 
 
 def write_maptr_ground_truth(path: str | os.PathLike, ground_truth: Mapping[str, Vectors]) -> None:
     """Write vectors as MapTR's ground-truth file."""
-    _write_json(path, {"GTs": _to_maptr(ground_truth)})
+    write_json(path, {"GTs": _to_maptr(ground_truth)})
 
 
 def write_streammapnet_predictions(
@@ -70,16 +84,21 @@ def write_streammapnet_predictions(
         }
         for token, vectors in predictions.items()
     }
-    _write_json(path, {"meta": meta, "results": results})
+    write_json(path, {"meta": meta, "results": results})
 
 
-def _frame_of(path: str | os.PathLike, content: dict, usual: str) -> str:
-    """The frame that the file names, else the one its family uses."""
-    meta = content.get("meta")
-    frame = meta.get("frame", usual) if isinstance(meta, dict) else usual
-    if frame not in METRIC_FRAMES:
-        raise UserError(f"{path}: frame {frame!r}, expected {', '.join(METRIC_FRAMES)}; write it in one of these")
-    return frame
+def _range_of(path: str | os.PathLike, meta: dict) -> tuple[float, ...] | None:
+    """The pc_range that the file names, None where it names none."""
+    found = meta.get("pc_range")
+    if found is None:
+        return None
+    numbers = isinstance(found, list) and all(type(value) in (int, float) for value in found)
+    if not numbers or len(found) != 6 or not all(abs(value) <= FARTHEST_M for value in found):
+        raise UserError(
+            f"{path}: pc_range {shown(found)}, expected x_min, y_min, z_min, x_max, y_max, z_max in metres; "
+            "write it so or leave it out"
+        )
+    return tuple(map(float, found))
 
 
 def _has_gts(content: object) -> bool:
@@ -87,27 +106,25 @@ def _has_gts(content: object) -> bool:
 
 
 def _from_maptr(path: str | os.PathLike, samples: list, scored: bool) -> dict[str, Vectors]:
+    fields = ("pts", "type", "confidence_level") if scored else ("pts", "type")
     by_token: dict[str, Vectors] = {}
-    for sample in samples:
-        try:
-            token, lines = sample["sample_token"], sample["vectors"]
-            labels = [line["type"] for line in lines]
-            names = [line.get("cls_name") for line in lines]
-            pts = [line["pts"] for line in lines]
-            scores = [line["confidence_level"] for line in lines] if scored else None
-        except (KeyError, TypeError, AttributeError) as error:
-            fields = "pts, type and confidence_level" if scored else "pts and type"
-            raise UserError(
-                f"{path}: entry {len(by_token)} lacks {error}, expected MapTR's sample_token and vectors "
-                f"with {fields}; write the file again"
-            ) from None
+    for position, sample in enumerate(samples):
+        where = f"{path}: entry {position}"
+        token, entries = _fields(where, sample, ("sample_token", "vectors"))
+        if not isinstance(token, str):
+            raise UserError(f"{where}: sample_token {shown(token)}, expected a string; write the file again")
         if token in by_token:
-            raise UserError(f"{path}: sample token {token} twice, expected once; write the file again")
-        by_token[token] = _checked(f"{path}: sample {token}", labels, pts, scores, CLASSES)
-        for index, (label, name) in enumerate(zip(labels, names, strict=True)):
+            raise UserError(f"{path}: sample token {shown(token)} twice, expected once; write the file again")
+        where = f"{path}: sample {shown(token)}"
+        _require_lists(where, vectors=entries)
+        columns = [_fields(f"{where}: vector {index}", entry, fields) for index, entry in enumerate(entries)]
+        pts, labels, *scores = zip(*columns, strict=True) if columns else [()] * len(fields)
+        by_token[token] = _checked(where, labels, pts, scores[0] if scored else None, CLASSES)
+        for index, (label, entry) in enumerate(zip(labels, entries, strict=True)):
+            name = entry.get("cls_name")
             if name is not None and name != CLASSES[label]:
                 raise UserError(
-                    f"{path}: sample {token}: vector {index} has type {label} and cls_name {name!r}, "
+                    f"{where}: vector {index} has type {label} and cls_name {shown(name)}, "
                     f"expected {CLASSES[label]!r}; number the classes {', '.join(CLASSES)}"
                 )
     return by_token
@@ -117,58 +134,83 @@ def _from_streammapnet(path: str | os.PathLike, results: dict) -> dict[str, Vect
     ours = np.array([CLASSES.index(name) for name in STREAMMAPNET_CLASSES])
     by_token = {}
     for token, sample in results.items():
-        try:
-            labels, pts, scores = sample["labels"], sample["vectors"], sample["scores"]
-        except (KeyError, TypeError) as error:
-            raise UserError(
-                f"{path}: sample {token} lacks {error}, expected StreamMapNet's vectors, scores and labels; "
-                "write the file again"
-            ) from None
-        vectors = _checked(f"{path}: sample {token}", labels, pts, scores, STREAMMAPNET_CLASSES)
+        where = f"{path}: sample {shown(token)}"
+        pts, scores, labels = _fields(where, sample, ("vectors", "scores", "labels"))
+        _require_lists(where, vectors=pts, scores=scores, labels=labels)
+        vectors = _checked(where, labels, pts, scores, STREAMMAPNET_CLASSES)
         by_token[token] = Vectors(ours[vectors.labels], vectors.pts_m, vectors.scores)
     return by_token
 
 
-def _checked(where: str, labels: list, pts: list, scores: list | None, classes: tuple[str, ...]) -> Vectors:
-    """Lists from a file as Vectors; UserError, beginning with `where`, for the first value that is wrong."""
+def _fields(where: str, content: object, names: tuple[str, ...]) -> list:
+    """The values of these names in a JSON object; UserError, beginning with `where`, for one that it lacks."""
+    absent = [name for name in names if not isinstance(content, dict) or name not in content]
+    if absent:
+        raise UserError(f"{where}: lacks {absent[0]}, expected {', '.join(names)}; write the file again")
+    return [content[name] for name in names]
+
+
+def _require_lists(where: str, **values: object) -> None:
+    for name, value in values.items():
+        if not isinstance(value, list):
+            raise UserError(f"{where}: {name} {shown(value)}, expected a list; write the file again")
+
+
+def _checked(
+    where: str, labels: Sequence, pts: Sequence, scores: Sequence | None, classes: tuple[str, ...]
+) -> Vectors:
+    """Values from a file as Vectors; UserError, beginning with `where`, for the first value that is wrong."""
     if len(labels) != len(pts) or (scores is not None and len(scores) != len(pts)):
         count = "no" if scores is None else len(scores)
         raise UserError(
             f"{where}: {len(pts)} vectors, {len(labels)} labels, {count} scores, expected one each; "
             "write the file again"
         )
-    lines = []
     for index, (label, line) in enumerate(zip(labels, pts, strict=True)):
         if type(label) is not int or not 0 <= label < len(classes):
             raise UserError(
-                f"{where}: vector {index} has label {label!r}, expected 0 to {len(classes) - 1} "
+                f"{where}: vector {index} has label {shown(label)}, expected 0 to {len(classes) - 1} "
                 f"({', '.join(classes)}); map the classes to these"
             )
-        try:
-            array = np.array(line, np.float64)
-        except (TypeError, ValueError):
-            array = np.zeros(0)
-        if array.ndim != 2 or array.shape[0] < 2 or array.shape[1] != 2:
-            raise UserError(
-                f"{where}: vector {index} has points of shape {list(array.shape)}, expected [n, 2] with n at "
-                "least 2; leave such lines out"
-            )
-        if not np.isfinite(array).all():
-            raise UserError(
-                f"{where}: vector {index} has coordinates that are not finite, expected metres; leave it out"
-            )
-        if np.abs(array).max() > FARTHEST_M:
-            raise UserError(
-                f"{where}: vector {index} has a coordinate of {np.abs(array).max():g}, expected metres within "
-                f"{FARTHEST_M:g}; leave it out"
-            )
-        lines.append(array)
+        fault = _fault_of(line)
+        if fault:
+            raise UserError(f"{where}: vector {index} has {fault}")
     for index, score in enumerate(scores or []):
-        if isinstance(score, bool) or not isinstance(score, (int, float)) or not 0.0 <= score <= 1.0:
-            raise UserError(f"{where}: vector {index} has score {score!r}, expected 0 to 1; apply a sigmoid")
+        if type(score) not in (int, float) or not 0.0 <= score <= 1.0:
+            raise UserError(f"{where}: vector {index} has score {shown(score)}, expected 0 to 1; apply a sigmoid")
     return Vectors(
-        np.array(labels, np.int64), lines, None if scores is None else np.array(scores, np.float64)
+        np.array(labels, np.int64), list(pts), None if scores is None else np.array(scores, np.float64)
     )
+
+
+def _fault_of(line: object) -> str | None:
+    """What is wrong with a line from read_json, with the fix; None for a good one: a finite array [n, 2], n >= 2."""
+    if not isinstance(line, np.ndarray):
+        return _fault_of_lists(line)
+    if line.ndim == 2 and line.shape[1] == 3:
+        return f"points of shape {list(line.shape)}, expected [n, 2]; drop the third column"
+    if line.ndim != 2 or line.shape[0] < 2 or line.shape[1] != 2:
+        return f"points of shape {list(line.shape)}, expected [n, 2] with n at least 2; leave such lines out"
+    farthest = float(np.abs(line).max())
+    if not math.isfinite(farthest):
+        return "coordinates that are not finite, expected metres; leave it out"
+    return _too_far(farthest) if farthest > FARTHEST_M else None
+
+
+def _fault_of_lists(line: object) -> str:
+    """What keeps a line from being an array of numbers, with the fix."""
+    if not isinstance(line, list) or not all(isinstance(point, list) for point in line):
+        return f"points {shown(line)}, expected a list of [x, y]; write it so"
+    for value in (value for point in line for value in point):
+        if type(value) not in (int, float):
+            return f"the coordinate {shown(value)}, expected a number; write it as one"
+        if abs(value) > FARTHEST_M:
+            return _too_far(value)
+    return "points of unequal length, expected [n, 2] with n at least 2; leave such lines out"
+
+
+def _too_far(value: float) -> str:
+    return f"a coordinate of {shown(value)}, expected metres within {FARTHEST_M:g}; leave it out"
 
 
 def _to_maptr(by_token: Mapping[str, Vectors]) -> list[dict]:
@@ -188,18 +230,3 @@ def _to_maptr(by_token: Mapping[str, Vectors]) -> list[dict]:
 def _coordinates(pts: np.ndarray) -> list[list[float]]:
     """To a tenth of a millimetre: below it there is nothing but digits."""
     return np.round(np.asarray(pts, np.float64), 4).tolist()
-
-
-def _read_json(path: str | os.PathLike) -> object:
-    try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}, expected a JSON file; give the path of one") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}), expected a whole JSON file; write it again") from None
-
-
-def _write_json(path: str | os.PathLike, content: dict) -> None:
-    with replacing(path) as file:
-        file.write(json.dumps(content, allow_nan=False).encode())

@@ -23,13 +23,3 @@ def to_lidar(vectors: Vectors, frame: str, record: SampleRecord) -> Vectors:
         return vectors
     matrix = invert_rigid(lidar_to(frame, record))
     return Vectors(vectors.labels, [transform_plane(pts, matrix) for pts in vectors.pts_m], vectors.scores)
-
-
-def share_outside(by_token: dict[str, Vectors], pc_range: tuple[float, ...], margin: float = 2.0) -> float:
-    """Share of all points farther than `margin` metres outside pc_range."""
-    lines = [np.asarray(pts) for vectors in by_token.values() for pts in vectors.pts_m]
-    if not lines:
-        return 0.0
-    pts = np.concatenate(lines)
-    low, high = np.array(pc_range[:2]) - margin, np.array(pc_range[3:5]) + margin
-    return float(np.mean(np.any((pts < low) | (pts > high), axis=1)))

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-from data.dataset import MapDetectionDataset
+from data.dataset import MapDetectionDataset, collate
 from data.gt_cache import GTCache
 from data.records import SampleRecord
 from data.transforms import AugmentConfig
@@ -17,6 +18,7 @@ from evaluation.vectors import Vectors
 from models.config import ModelConfig
 from models.detector import MapDetector, build_detector
 from utils.checkpoint import load_checkpoint, load_trainable
+from utils.device import default_device
 from utils.errors import UserError
 from utils.frame import CLASSES
 from utils.run_log import progress_bar
@@ -42,20 +44,27 @@ def inference_dtype(device: torch.device) -> torch.dtype | None:
 
 
 def load_detector(
-    path: str | Path, device: torch.device, llm_path: str | None = None, qformer_pretrained: str | None = None
+    path: str | Path,
+    device: torch.device,
+    llm_path: str | None = None,
+    qformer_pretrained: str | None = None,
+    cache: GTCache | None = None,
 ) -> tuple[MapDetector, ModelConfig]:
     """The detector of a checkpoint on the device, in eval mode; for the paths see evaluation/flags.py.
 
-    Raises UserError when the file is not a checkpoint or does not fit.
+    Raises UserError when the file is not a checkpoint or does not fit, also to the range of the cache that it is for:
+    that is said before a large model is loaded.
     """
     checkpoint = load_checkpoint(path)
     config = config_of(checkpoint, path)
+    if cache is not None:
+        cache.require(pc_range=config.pc_range)
     if llm_path:
         config = replace(config, llm_path=llm_path)
     if qformer_pretrained:
         config = replace(config, qformer_pretrained=qformer_pretrained)
     model = build_detector(config, device, inference_dtype(device) or torch.float32)
-    load_trainable(model, checkpoint, path)
+    load_trainable(model, checkpoint, path, averaged=True)
     return model.eval(), config
 
 
@@ -71,6 +80,35 @@ def build_dataset(
         samples, dataroot, config.image_size, config.crop_top, config.num_points, augment, seed, config.pc_range,
         config.prompt_context,
     )  # fmt: skip
+
+
+def in_batches(indices: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Positions of samples in their order, batch_size at a time."""
+    return [list(indices[start : start + batch_size]) for start in range(0, len(indices), batch_size)]
+
+
+def predict_samples(
+    checkpoint: str | Path,
+    samples: GTCache | Sequence[SampleRecord],
+    batches: Sequence[Sequence[int]],
+    dataroot: str | Path,
+    num_workers: int = 0,
+    llm_path: str | None = None,
+    qformer_pretrained: str | None = None,
+    description: str = "predict",
+) -> tuple[dict[str, Vectors], ModelConfig, float]:
+    """What a checkpoint's detector predicts for batches of positions in `samples`, its settings, and the seconds.
+
+    Vectors are scored, by sample token, in metres; num_workers processes decode images; description is what the
+    progress bar says. Raises UserError when checkpoint and cache do not fit.
+    """
+    device = default_device()
+    cache = samples if isinstance(samples, GTCache) else None
+    model, config = load_detector(checkpoint, device, llm_path, qformer_pretrained, cache)
+    dataset = build_dataset(config, samples, dataroot)
+    loader = DataLoader(dataset, batch_sampler=batches, num_workers=num_workers, collate_fn=collate)
+    predictions, measured = predict(model, loader, device, inference_dtype(device), config.pc_range, description)
+    return predictions, config, measured["seconds"]
 
 
 def move_batch(batch: dict, device: torch.device) -> dict:
@@ -121,9 +159,3 @@ def predict(
         model.train(was_training)
     scene_std, query_std = torch.tensor(spreads).mean(0).tolist() if spreads else (float("nan"), float("nan"))
     return predictions, {"seconds": time.monotonic() - start, "scene_std": scene_std, "query_std": query_std}
-
-
-def ground_truth_of(cache: GTCache) -> dict[str, Vectors]:
-    """The cache's polylines by sample token, as they were cut from the map (not resampled)."""
-    records = (cache[index] for index in range(len(cache)))
-    return {record.sample_token: Vectors(record.labels, record.pts_m) for record in records}

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data.gt_cache import GTCache
+
 
 @dataclass(frozen=True)
 class Vectors:
@@ -36,3 +38,9 @@ class Vectors:
 def no_vectors(scored: bool) -> Vectors:
     """A sample without any line; scored: with an (empty) score array, as predictions have."""
     return Vectors(np.zeros(0, np.int64), [], np.zeros(0) if scored else None)
+
+
+def ground_truth_of(cache: GTCache) -> dict[str, Vectors]:
+    """The cache's polylines by sample token, as they were cut from the map (not resampled)."""
+    records = (cache[index] for index in range(len(cache)))
+    return {record.sample_token: Vectors(record.labels, record.pts_m) for record in records}

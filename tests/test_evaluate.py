@@ -12,7 +12,7 @@ from data.geometry import pose_matrix, without_roll_and_pitch
 from data.gt_cache import write_gt_cache
 from evaluation.formats import write_maptr_ground_truth, write_maptr_predictions, write_streammapnet_predictions
 from evaluation.frames import lidar_to, to_lidar
-from evaluation.vectors import Vectors
+from evaluation.vectors import Vectors, no_vectors
 from tests.made_records import META, make_random_records
 from tests.micro import save_shaken_checkpoint
 from tests.reference import REFERENCE, needs_reference
@@ -120,6 +120,118 @@ def test_the_range_decides_the_thresholds(files, monkeypatch):
     flags = ["--predictions", files / "lidar.json", "--ground-truth", files / "gt.json", "--json", files / "out.json"]
     run(monkeypatch, *flags, "--pc-range", "100x50")
     assert json.loads((files / "out.json").read_text())["thresholds"] == [1.0, 1.5, 2.0]
+
+
+def scaled(records, factor):
+    """The records' ground truth so many times as large, as of another range."""
+    return {r.sample_token: Vectors(r.labels, [factor * pts for pts in r.pts_m]) for r in records}
+
+
+def as_predictions(truth):
+    return {token: Vectors(v.labels, v.pts_m, np.ones(len(v))) for token, v in truth.items()}
+
+
+@pytest.fixture
+def wide(files, records):
+    """Ground truth and a cache of the same samples at 100x50."""
+    truth = scaled(records, 5 / 3)
+    write_maptr_ground_truth(files / "wide.json", truth)
+    moved = [replace(record, pts_m=list(truth[record.sample_token].pts_m)) for record in records]
+    write_gt_cache(files / "wide.safetensors", moved, META | {"pc_range": list(PC_RANGES["100x50"])})
+    return files
+
+
+def test_predictions_that_name_another_range_are_refused(wide, records, monkeypatch, capsys):
+    predictions = as_predictions(scaled(records, 1))
+    write_maptr_predictions(wide / "named.json", predictions, {"pc_range": list(PC_RANGES["60x30"])})
+    message = "named.json: predicted for 60x30 m, expected the 100x50 of the ground truth"
+    for truth in (["wide.safetensors"], ["wide.json", "--pc-range", "100x50"], ["gt.json", "--pc-range", "100x50"]):
+        with pytest.raises(UserError, match=message):
+            run(monkeypatch, "--predictions", wide / "named.json", "--ground-truth", wide / truth[0], *truth[1:])
+    with pytest.raises(UserError, match=r"wide\.json: .*% of the points lie outside 60x30 m.*give --pc-range 100x50"):
+        run(monkeypatch, "--predictions", wide / "named.json", "--ground-truth", wide / "wide.json")
+    for truth in ("cache.safetensors", "gt.json"):
+        run(monkeypatch, "--predictions", wide / "named.json", "--ground-truth", wide / truth)
+    assert capsys.readouterr().err == ""
+    run(monkeypatch, "--predictions", wide / "lidar.json", "--ground-truth", wide / "wide.safetensors")
+    assert "lidar.json: all of it lies within 60x30 m, the ground truth fills 100x50" in capsys.readouterr().err
+
+
+def test_the_range_is_that_of_the_predictions_file_unless_it_is_given(wide, records, monkeypatch):
+    write_maptr_predictions(
+        wide / "named.json", as_predictions(scaled(records, 5 / 3)), {"pc_range": list(PC_RANGES["100x50"])}
+    )
+    flags = ["--predictions", wide / "named.json", "--ground-truth", wide / "wide.json", "--json", wide / "out.json"]
+    run(monkeypatch, *flags)
+    result = json.loads((wide / "out.json").read_text())
+    assert result["thresholds"] == [1.0, 1.5, 2.0] and result["mAP"] == pytest.approx(1.0)
+
+
+def test_ground_truth_of_another_range_is_refused_or_said(wide, records, monkeypatch, capsys):
+    write_maptr_predictions(wide / "p.json", as_predictions(scaled(records, 5 / 3)), {})
+    flags = ["--predictions", wide / "p.json", "--ground-truth", wide / "wide.json"]
+    for range_flags in ([], ["--pc-range", "60x30"]):
+        with pytest.raises(UserError, match=r"wide\.json: .*% of the points lie outside 60x30 m.*--pc-range 100x50"):
+            run(monkeypatch, *flags, *range_flags)
+    run(monkeypatch, *flags, "--pc-range", "100x50")
+    assert capsys.readouterr().err == ""
+    run(monkeypatch, "--predictions", wide / "lidar.json", "--ground-truth", wide / "gt.json", "--pc-range", "100x50")
+    assert "gt.json: all of it lies within 60x30 m, the thresholds are those of 100x50" in capsys.readouterr().err
+
+
+def test_ground_truth_in_the_ego_frame_has_its_range_there(wide, records, monkeypatch, capsys):
+    for name, factor in (("near", 1), ("far", 5 / 3)):
+        ego = {
+            r.sample_token: Vectors(r.labels, [in_frame(factor * pts, "ego", r) for pts in r.pts_m]) for r in records
+        }
+        write_maptr_ground_truth(wide / f"{name}.gt.json", ego)
+        write_streammapnet_predictions(wide / f"{name}.json", as_predictions(ego), {})
+    flags = {name: ["--predictions", wide / f"{name}.json", "--ground-truth", wide / f"{name}.gt.json", "--json",
+                    wide / "out.json"] for name in ("near", "far")}
+    for each in (flags["near"], [*flags["far"], "--pc-range", "100x50"]):
+        run(monkeypatch, *each)
+        assert json.loads((wide / "out.json").read_text())["mAP"] == pytest.approx(1.0)
+        assert "lies within" not in capsys.readouterr().err
+    with pytest.raises(UserError, match="give --pc-range 100x50"):
+        run(monkeypatch, *flags["far"])
+
+
+def test_a_range_beside_a_cache_of_another_is_refused(files, synthetic_world, caches, tmp_path, monkeypatch):
+    flags = ["--predictions", files / "lidar.json", "--ground-truth", files / "cache.safetensors"]
+    with pytest.raises(UserError, match=r"cache\.safetensors: made for pc_range .*, expected .*50"):
+        run(monkeypatch, *flags, "--pc-range", "100x50")
+    run(monkeypatch, *flags, "--pc-range", "60x30")
+    with pytest.raises(UserError, match=r"made for pc_range .*, expected .*50"):
+        run(monkeypatch, "--checkpoint", "gone.pth", "--gt-cache", caches["val"], "--pc-range", "100x50")
+
+
+def test_a_split_without_any_ground_truth_is_said_and_has_no_map(files, records, monkeypatch, capsys):
+    write_maptr_ground_truth(files / "empty.json", {record.sample_token: no_vectors(False) for record in records})
+    flags = ["--predictions", files / "lidar.json", "--ground-truth", files / "empty.json", "--json", files / "o.json"]
+    for protocol, expected in (("maptr", None), ("streammapnet", 0.0)):
+        run(monkeypatch, *flags, "--protocol", protocol)
+        assert json.loads((files / "o.json").read_text())["mAP"] == expected
+        error = capsys.readouterr().err
+        assert error.count("warning") == 1 and "empty.json: no ground truth in any of its 8 samples" in error
+
+
+def test_outputs_are_tried_before_anything_is_read(tmp_path, monkeypatch):
+    flags = ["--predictions", "gone.json", "--ground-truth", "gone.json"]
+    (tmp_path / "file").touch()
+    for name in ("--json", "--save-predictions"):
+        with pytest.raises(UserError, match="not a writable folder"):
+            run(monkeypatch, *flags, name, tmp_path / "file" / "below.json")
+    with pytest.raises(UserError, match="written twice"):
+        run(monkeypatch, *flags, "--json", tmp_path / "o", "--save-predictions", tmp_path / "o")
+    with pytest.raises(UserError, match="not a writable folder"):
+        run(monkeypatch, "--checkpoint", "gone.pth", "--gt-cache", "gone", "--json", tmp_path / "file" / "below.json")
+
+
+def test_processes_that_match_lines_load_no_torch():
+    """They import the tool anew."""
+    code = "import tools.evaluate, sys; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["False", "False"]
 
 
 def test_samples_without_an_entry_are_counted_and_unknown_ones_refused(files, monkeypatch, capsys):

@@ -15,8 +15,7 @@ from data.gt_cache import GTCache, write_gt_cache
 from evaluation.chamfer_ap import evaluate
 from evaluation.formats import read_predictions
 from evaluation.geojson import MAP_ORIGINS, in_frame
-from evaluation.inference import ground_truth_of
-from evaluation.vectors import Vectors
+from evaluation.vectors import Vectors, ground_truth_of
 from tests.micro import save_shaken_checkpoint
 from tools import evaluate as evaluate_tool
 from tools import predict as predict_tool
@@ -237,6 +236,20 @@ def test_mistakes_are_named_in_one_line_and_leave_the_old_file(flags, message, r
         run(predict_tool, *(flag.format(**words) for flag in flags), "--output", out)
     assert "\n" not in str(caught.value)
     assert out.read_text() == "old" and os.listdir(out.parent) == ["predictions.json"]
+
+
+def test_an_output_that_cannot_be_made_is_said_before_anything_is_read(run, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="not a writable folder"):
+        run(predict_tool, "--gt-cache", "gone.safetensors", "--output", tmp_path / "file" / "p.json")
+
+
+def test_another_range_is_said_before_the_weights_are_loaded(run, caches, tmp_path, monkeypatch):
+    save_shaken_checkpoint(tmp_path / "wide.pth", pc_range=PC_RANGES["100x50"])
+    monkeypatch.setattr(evaluation.inference, "build_detector", None)
+    with pytest.raises(UserError, match="made for pc_range"):
+        flags = ("--gt-cache", caches["val"], "--output", tmp_path / "p.json")
+        run(predict_tool, *flags, "--checkpoint", tmp_path / "wide.pth")
 
 
 def test_an_image_broken_on_the_way_leaves_no_file(run, synthetic_world, caches, tmp_path):

@@ -19,10 +19,9 @@ import tools.report
 import train_map_detection
 from data.gt_cache import GTCache
 from evaluation.chamfer_ap import evaluate
-from evaluation.inference import ground_truth_of
 from evaluation.report.page import render_report
 from evaluation.report.run_folder import read_run
-from evaluation.vectors import Vectors
+from evaluation.vectors import Vectors, ground_truth_of
 from tests.micro import micro_config
 from utils.errors import UserError
 from utils.frame import CLASSES
@@ -100,7 +99,8 @@ def run(tmp_path_factory, synthetic_world, caches) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(models.flags, "PRESETS", {"tiny": micro_config()})
         patch.setattr(sys, "argv", ["train_map_detection.py", "--preset", "tiny", "--dataroot", str(synthetic_world),
-                                    "--epochs", "2", "--num-workers", "0", "--log-interval", "1", "--eval-untrained",
+                                    "--epochs", "2", "--warmup-steps", "1", "--num-workers", "0", "--log-interval", "1",
+                                    "--eval-untrained",
                                     "--output-dir", str(out)])
         train_map_detection.main()
     return out
@@ -134,14 +134,14 @@ def noisy(ground_truth: dict[str, Vectors]) -> dict[str, Vectors]:
 @pytest.mark.parametrize("protocol", ["maptr", "streammapnet"])
 def test_the_page_shows_what_evaluate_measures_and_stands_alone(protocol, run, caches, tmp_path, monkeypatch, capsys):
     truth = ground_truth_of(GTCache.open(caches["val"]))
-    real_predict = tools.report.predict
+    real_predict = tools.report.predict_samples
 
     def predict(*args, **kwargs):
-        predictions, measured = real_predict(*args, **kwargs)
+        predictions, *rest = real_predict(*args, **kwargs)
         assert predictions.keys() == truth.keys()
-        return noisy(truth), measured
+        return noisy(truth), *rest
 
-    monkeypatch.setattr(tools.report, "predict", predict)
+    monkeypatch.setattr(tools.report, "predict_samples", predict)
     out = tmp_path / "page.html"
     make_report(monkeypatch, "--run", run, "--output", out, "--protocol", protocol)
     html = out.read_text()
@@ -157,9 +157,9 @@ def test_the_page_shows_what_evaluate_measures_and_stands_alone(protocol, run, c
     assert page.table(f"Chamfer AP, protocol {protocol}") == [
         ["class", *columns], *shown, ["mAP", "", "", "", f"{expected['mAP']:.3f}"]
     ]  # fmt: skip
-    for row, name in zip(page.table("At 1.5 m")[1:], CLASSES, strict=True):
+    for row, name in zip(list(zip(*page.table("At 1.5 m"), strict=True))[1:], CLASSES, strict=True):
         details = expected["details"][name]
-        assert row[:4] == [name, str(details["num_gt"]), str(details["num_pred"]), f"{details['recall']:.3f}"]
+        assert row[:4] == (name, str(details["num_gt"]), str(details["num_pred"]), f"{details['recall']:.3f}")
         assert row[5] == f"{details['best_f1']['f1']:.3f}"
     assert f"mAP {expected['mAP']:.3f} on 4 samples" in capsys.readouterr().out
     assert "2026-01-02 03:04" in page.text and "2 of 2 epochs, 4 steps" in page.text
@@ -213,6 +213,9 @@ def test_what_is_missing_is_said_and_what_is_named_must_be_there(run, copy, tmp_
         make_report(monkeypatch, "--run", run, "--checkpoint", tmp_path / "no.pth")
     with pytest.raises(UserError, match="--gallery: 99"):
         make_report(monkeypatch, "--run", run, "--gallery", 99)
+    with pytest.raises(UserError, match="not a writable folder"):  # before the checkpoint is read
+        output = copy / "config.json" / "report.html"
+        make_report(monkeypatch, "--run", run, "--checkpoint", tmp_path / "no.pth", "--output", output)
     with pytest.raises(UserError, match="--no-evaluation --checkpoint"):
         make_report(monkeypatch, "--run", run, "--no-evaluation", "--checkpoint", "c.pth")
 
@@ -279,7 +282,8 @@ def test_hostile_names_stay_text(copy):
             record["result"]["divider"]["AP"] = evil
             record["result"]["details"]["boundary"] = {"num_gt": evil, "best_f1": evil, "recall": 10**400}
         else:
-            record |= {f"loss_{evil}": 1.0, "grad_norm": evil, "loss_cls_0": None, "lr": evil, "loss_dir_1": 10**400}
+            record |= {f"loss_{evil}": 1.0, "loss_cls_0": None, "loss_dir_1": 10**400}
+            record |= {"grad_norm": evil, "lr": {evil: 1.0, "decoder": evil}}
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     html = render_report(read_run(folder), None, evil, {evil: evil})
     page = Page(html)

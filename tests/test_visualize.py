@@ -20,6 +20,7 @@ from evaluation.vectors import Vectors, no_vectors
 from tests.micro import save_shaken_checkpoint
 from tools import visualize
 from utils.errors import UserError
+from utils.frame import PC_RANGES
 
 FOUND = (0.8, 0.2, 1.0, 0.5)  # shares of the four samples' ground truth that are predicted
 SHIFT = np.array([0.2, 0.0])  # metres from the ground truth to its predictions
@@ -181,3 +182,16 @@ def test_predictions_of_another_split_are_refused(run, caches, cache, prediction
         with pytest.raises(UserError, match="none of its 4 sample tokens .* expected split train"):
             run("--predictions", predictions, *flags, "--output", tmp_path / "a.png", path=caches["train"])
     assert not (tmp_path / "a.png").exists()
+
+
+def test_predictions_of_another_range_are_refused(run, cache, tmp_path):
+    meta = {"pc_range": list(PC_RANGES["100x50"])}
+    write_maptr_predictions(tmp_path / "wide.json", {cache.sample_tokens[0]: no_vectors(scored=True)}, meta)
+    with pytest.raises(UserError, match="wide.json: predicted for 100x50 m, expected the 60x30"):
+        run("--predictions", tmp_path / "wide.json", "--output", tmp_path / "a.png")
+
+
+def test_an_output_that_cannot_be_made_is_said_before_anything_is_read(run, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="not a writable folder"):
+        run("--output", tmp_path / "file" / "a.png", path=tmp_path / "gone.safetensors")

@@ -7,6 +7,7 @@ Examples:
   python tools/benchmark.py params
   python tools/benchmark.py memory --batch-size 4 --precision fp16 --gradient-checkpointing on
   python tools/benchmark.py step --batch-size 1 --layers 2
+  python tools/benchmark.py checkpoint --folder outputs
 """
 
 import argparse
@@ -15,11 +16,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tools.benchmarks import evaluation, gt, memory, params, step  # noqa: E402
+from tools.benchmarks import checkpoint, evaluation, gt, memory, params, step  # noqa: E402
 from tools.benchmarks.common import write_result  # noqa: E402
 from utils.errors import run_cli  # noqa: E402
+from utils.files import require_writable  # noqa: E402
 
-STAGES = {"gt": gt, "eval": evaluation, "params": params, "memory": memory, "step": step}
+STAGES = {
+    "gt": gt, "eval": evaluation, "params": params, "memory": memory, "step": step, "checkpoint": checkpoint
+}  # fmt: skip
 
 
 def main() -> None:
@@ -30,6 +34,7 @@ def main() -> None:
         module.add_arguments(stage)
         stage.add_argument("--json", help="write settings, machine and figures here too")
     args = parser.parse_args()
+    require_writable(args.json)
     result = STAGES[args.stage].run(args)
     settings = {key: value for key, value in vars(args).items() if key not in ("stage", "json")}
     write_result(args.json, args.stage, settings, result)

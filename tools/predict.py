@@ -18,9 +18,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from torch.utils.data import DataLoader, Subset  # noqa: E402
-
-from data.dataset import collate  # noqa: E402
 from data.gt_cache import GTCache  # noqa: E402
 from data.images import image_exists  # noqa: E402
 from data.records import SampleRecord  # noqa: E402
@@ -28,11 +25,10 @@ from data.splits import SPLITS, resolve_split  # noqa: E402
 from evaluation.flags import add_weight_arguments  # noqa: E402
 from evaluation.formats import write_maptr_predictions, write_streammapnet_predictions  # noqa: E402
 from evaluation.geojson import FRAMES, in_frame, require_origins, write_geojson  # noqa: E402
-from evaluation.inference import build_dataset, inference_dtype, load_detector, predict  # noqa: E402
+from evaluation.inference import in_batches, predict_samples  # noqa: E402
 from evaluation.vectors import Vectors  # noqa: E402
-from utils.device import default_device  # noqa: E402
 from utils.errors import UserError, run_cli  # noqa: E402
-from utils.files import default_dataroot  # noqa: E402
+from utils.files import default_dataroot, require_writable  # noqa: E402
 
 # Format -> the frame its readers expect.
 FORMATS = {"maptr": "lidar", "streammapnet": "ego", "geojson": "wgs84"}
@@ -73,6 +69,7 @@ def parse_args() -> argparse.Namespace:
         raise UserError(f"--score-threshold {args.score_threshold}: scores are 0 to 1; choose one of these")
     if args.batch_size < 1 or args.num_workers < 0:
         raise UserError(f"--batch-size {args.batch_size} --num-workers {args.num_workers}: at least 1 and 0 are needed")
+    require_writable(args.output)
     return args
 
 
@@ -153,20 +150,15 @@ def main() -> None:
     chosen = choose_samples(samples, args.sample_token, args.gt_cache or os.path.join(args.dataroot, args.version))
     records = {token: samples[index] for token, index in chosen.items()}
     check_samples(records, args)
-    device = default_device()
-    model, config = load_detector(args.checkpoint, device, args.llm_path, args.qformer_pretrained)
-    if args.gt_cache:
-        samples.require(pc_range=config.pc_range)
-    dataset = build_dataset(config, samples, args.dataroot)
-    loader = DataLoader(
-        Subset(dataset, list(chosen.values())), args.batch_size, num_workers=args.num_workers, collate_fn=collate
+    batches = in_batches(list(chosen.values()), args.batch_size)
+    predictions, config, seconds = predict_samples(
+        args.checkpoint, samples, batches, args.dataroot, args.num_workers, args.llm_path, args.qformer_pretrained
     )
-    predictions, measured = predict(model, loader, device, inference_dtype(device), config.pc_range, "predict")
     predictions = {
         token: vectors.select(vectors.scores >= args.score_threshold) for token, vectors in predictions.items()
     }
     write_predictions(args, predictions, records, config.pc_range)
-    lines, seconds = sum(map(len, predictions.values())), measured["seconds"]
+    lines = sum(map(len, predictions.values()))
     print(
         f"{args.output}: {len(predictions)} samples, {lines} lines, {args.format}, {args.frame} frame, "
         f"{seconds:.1f} s, {len(predictions) / seconds:.2f} samples/s"

@@ -18,28 +18,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from torch.utils.data import DataLoader  # noqa: E402
-
-from data.dataset import collate  # noqa: E402
 from data.gt_cache import GTCache, default_cache_path, range_name  # noqa: E402
 from data.splits import SPLITS  # noqa: E402
 from evaluation.chamfer_ap import PROTOCOLS, hits_by_class, match_samples, summarize, thresholds_for  # noqa: E402
 from evaluation.flags import add_weight_arguments  # noqa: E402
-from evaluation.inference import (  # noqa: E402
-    build_dataset,
-    ground_truth_of,
-    inference_dtype,
-    load_detector,
-    predict,
-)
+from evaluation.inference import in_batches, predict_samples  # noqa: E402
 from evaluation.report.gallery import GallerySample, choose_samples, judge_samples, picture_sample, score_thresholds  # noqa: E402
 from evaluation.report.page import Evaluation, render_report  # noqa: E402
 from evaluation.report.run_folder import RunFolder, read_run  # noqa: E402
 from evaluation.sample_f1 import SampleF1  # noqa: E402
-from evaluation.vectors import Vectors  # noqa: E402
-from utils.device import default_device  # noqa: E402
+from evaluation.vectors import Vectors, ground_truth_of  # noqa: E402
 from utils.errors import UserError, run_cli  # noqa: E402
-from utils.files import default_dataroot, replacing  # noqa: E402
+from utils.files import default_dataroot, replacing, require_writable  # noqa: E402
 
 MAX_GALLERY = 8  # samples of each kind: 24 of them are about 3 MB
 PACKAGES = ("torch", "torchvision", "transformers", "nuscenes-devkit", "numpy", "shapely", "scipy", "pillow")
@@ -112,14 +102,12 @@ def _recorded_cache(run: RunFolder, dataroot: Path) -> Path:
 
 def evaluate_run(args: argparse.Namespace, inputs: Inputs) -> Evaluation:
     """Predict the split, score it, and draw the gallery. Raises UserError for whatever does not fit together."""
-    device = default_device()
     cache = GTCache.open(inputs.gt_cache)
-    model, config = load_detector(inputs.checkpoint, device, args.llm_path, args.qformer_pretrained)
-    cache.require(pc_range=config.pc_range)
     cache.verify()
-    dataset = build_dataset(config, cache, inputs.dataroot)
-    loader = DataLoader(dataset, args.batch_size, num_workers=args.num_workers, collate_fn=collate)
-    predictions, _ = predict(model, loader, device, inference_dtype(device), config.pc_range, "evaluate")
+    predictions, config, _ = predict_samples(
+        inputs.checkpoint, cache, in_batches(range(len(cache)), args.batch_size), inputs.dataroot, args.num_workers,
+        args.llm_path, args.qformer_pretrained, "evaluate",
+    )  # fmt: skip
     ground_truth = ground_truth_of(cache)
     thresholds = thresholds_for(config.pc_range)
     matches = match_samples(predictions, ground_truth, args.protocol, thresholds)
@@ -170,11 +158,12 @@ def software_versions() -> dict[str, str]:
 def main() -> None:
     args = parse_args()
     run = read_run(args.run)
+    output = Path(args.output or run.path / "report.html")
+    require_writable(output)
     inputs = "Not evaluated: --no-evaluation was given." if args.no_evaluation else find_inputs(args, run)
     evaluation = None if isinstance(inputs, str) else evaluate_run(args, inputs)
     missing = inputs if isinstance(inputs, str) else ""
     page = render_report(run, evaluation, missing, software_versions())
-    output = Path(args.output or run.path / "report.html")
     content = page.encode("utf-8", errors="replace")  # names of files may hold what is no text
     with replacing(output) as file:
         file.write(content)

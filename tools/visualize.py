@@ -31,10 +31,11 @@ from evaluation.pictures.animation import FORMATS, save_animation  # noqa: E402
 from evaluation.pictures.canvas import SMOOTHING  # noqa: E402
 from evaluation.pictures.contact_sheet import MAX_CELLS, Cell, draw_contact_sheet  # noqa: E402
 from evaluation.pictures.drawing import FRAME, draw_sample  # noqa: E402
+from evaluation.ranges import require_range  # noqa: E402
 from evaluation.sample_f1 import F1_THRESHOLD, SampleF1, rank_by_f1, sample_f1  # noqa: E402
 from evaluation.vectors import Vectors, no_vectors  # noqa: E402
 from utils.errors import UserError, run_cli  # noqa: E402
-from utils.files import default_dataroot, replacing  # noqa: E402
+from utils.files import default_dataroot, replacing, require_writable  # noqa: E402
 
 MAX_FPS = 50.0  # GIF counts in hundredths of a second, and viewers slow down what is faster
 
@@ -86,6 +87,7 @@ def check_args(args: argparse.Namespace) -> None:
         raise UserError(f"--fps: {args.fps}, expected more than 0 and at most {MAX_FPS:g}; 2 is real time")
     if args.seed < 0:
         raise UserError(f"--seed: {args.seed}, expected 0 or more; give another number")
+    require_writable(args.output)
 
 
 def main() -> None:
@@ -192,12 +194,13 @@ def predictions_of(args: argparse.Namespace, cache: GTCache, indices: Sequence[i
     """
     frame = "lidar"
     if args.predictions:
-        by_token, frame = read_predictions(args.predictions)
+        by_token, frame, pc_range = read_predictions(args.predictions)
         if by_token and by_token.keys().isdisjoint(cache.sample_tokens):
             raise UserError(
                 f"{args.predictions}: none of its {len(by_token)} sample tokens (the first: {next(iter(by_token))}) "
                 f"is in {args.gt_cache}, expected split {cache.meta['split']}; give predictions of that split"
             )
+        require_range(args.predictions, pc_range, cache.meta["pc_range"])
     elif args.checkpoint:
         by_token = run_checkpoint(args, cache, indices)
     else:
@@ -220,20 +223,12 @@ def predictions_of(args: argparse.Namespace, cache: GTCache, indices: Sequence[i
 
 def run_checkpoint(args: argparse.Namespace, cache: GTCache, indices: Sequence[int]) -> dict[str, Vectors]:
     """What the checkpoint's detector predicts for these samples."""
-    # Imported here: they load torch, which pictures of a file do without.
-    from torch.utils.data import DataLoader, Subset
+    # Imported here: it loads torch, which pictures of a file do without.
+    from evaluation.inference import in_batches, predict_samples
 
-    from data.dataset import collate
-    from evaluation.inference import build_dataset, inference_dtype, load_detector, predict
-    from utils.device import default_device
-
-    device = default_device()
-    model, config = load_detector(args.checkpoint, device, args.llm_path, args.qformer_pretrained)
-    cache.require(pc_range=config.pc_range)
-    dataroot = args.dataroot or default_dataroot()
-    dataset = build_dataset(config, cache, dataroot)
-    loader = DataLoader(Subset(dataset, list(indices)), batch_size=4, collate_fn=collate)
-    return predict(model, loader, device, inference_dtype(device), config.pc_range, "predict")[0]
+    batches, dataroot = in_batches(indices, batch_size=4), args.dataroot or default_dataroot()
+    weights = (args.llm_path, args.qformer_pretrained)
+    return predict_samples(args.checkpoint, cache, batches, dataroot, 0, *weights)[0]
 
 
 def load_camera_images(

@@ -10,7 +10,6 @@ from evaluation.report.charts import Axis, Series, line_chart
 from evaluation.report.curves import SCORE_BINS, Calibration, precision_recall_steps, running_mean
 from evaluation.report.run_folder import RunFolder, number, series_of
 from utils.frame import CLASSES
-from utils.optim import GROUPS
 
 # Lines that the style sheet knows: ink, part-0 to part-4, ramp-0 to ramp-7 (an order), class-0 to class-2.
 PARTS, RAMP = 5, 8
@@ -146,12 +145,11 @@ def _loss_names(records: Sequence[dict]) -> tuple[dict[str, list[int]], list[str
 
 def _learning_rates(run: RunFolder, steps: np.ndarray) -> list[Series]:
     """A line for each parameter group; groups with the same rates share one."""
-    rows = [record.get("lr") if isinstance(record.get("lr"), list) else [] for record in run.train]
-    names = list(GROUPS)
+    rows = [record.get("lr") if isinstance(record.get("lr"), dict) else {} for record in run.train]
     names_of: dict[tuple[float, ...], list[str]] = {}
-    for group in range(max(map(len, rows), default=0)):
-        rates = tuple(number(row[group]) if group < len(row) else np.nan for row in rows)
-        names_of.setdefault(rates, []).append(names[group] if group < len(names) else f"group {group}")
+    for name in dict.fromkeys(name for row in rows for name in row):
+        rates = tuple(number(row.get(name)) for row in rows)
+        names_of.setdefault(rates, []).append(name)
     return [
         Series(", ".join(members), steps, np.array(rates), f"part-{at % PARTS}", _dash(at))
         for at, (rates, members) in enumerate(names_of.items())

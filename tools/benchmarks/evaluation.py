@@ -1,20 +1,25 @@
-"""Chamfer AP: ms a sample on one thread, beside a plain implementation, and a whole split on several processes.
+"""Chamfer AP: ms a sample on one thread, beside a plain implementation, and a whole split from files.
 
 The yardstick does what the published evaluators do, the usual way: Shapely's buffers for the candidate test and a
-distance matrix for each pair, one after the other. Unlike theirs it does so once, not for every threshold.
+distance matrix for each pair, one after the other. Unlike theirs it does so once, not for every threshold. From
+files: tools/evaluate.py as a user starts it, reading included, with the memory of all its processes together.
 """
 
 import argparse
-import resource
+import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import shapely
 from scipy.spatial.distance import cdist
 
 from data.polylines import resample_lines
-from evaluation.chamfer_ap import PROTOCOLS, THRESHOLDS, SampleMatches, evaluate, match_sample, summarize
+from evaluation.chamfer_ap import PROTOCOLS, THRESHOLDS, SampleMatches, match_sample, summarize
+from evaluation.formats import read_predictions, write_maptr_ground_truth, write_maptr_predictions
 from evaluation.vectors import Vectors
 from tools.benchmarks.common import spread, timed
+from tools.benchmarks.process_tree import run_and_watch
 from utils.errors import UserError
 from utils.frame import CLASSES
 
@@ -48,23 +53,40 @@ def run(args: argparse.Namespace) -> dict:
         few = tokens[: args.yardstick_samples]
         plain = [timed(plain_match, predictions[token], truth[token], protocol) for token in few]
         check_equal([found for found, _ in timings], [found for found, _ in plain], protocol)
-        whole, seconds = timed(evaluate, predictions, truth, protocol, THRESHOLDS, args.num_workers)
         found = result[protocol] = {
             "ms": spread([1e3 * each for _, each in timings]),
             "yardstick_ms": spread([1e3 * each for _, each in plain]),
-            "split_s": seconds,
-            "mAP": whole["mAP"],
         }
         found["yardstick_ratio"] = found["yardstick_ms"]["median"] / found["ms"]["median"]
         print(
             f"{protocol}: {found['ms']['median']:.2f} ms a sample on one thread (90 % below {found['ms']['p90']:.2f}); "
             f"plain implementation {found['yardstick_ms']['median']:.0f} ms, {found['yardstick_ratio']:.1f} times as "
-            f"long; {args.samples} samples in {args.num_workers} processes {seconds:.1f} s"
+            "long"
         )
-    whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    own, children = (resource.getrusage(who).ru_maxrss / 1e6 for who in whose)  # Linux counts in kB
-    result["peak_memory_gb"] = {"this process": own, "largest worker": children}
-    print(f"peak memory: {own:.2f} GB in this process, {children:.2f} GB in the largest worker")
+    result["files"] = measure_files(predictions, truth, args.num_workers)
+    return result
+
+
+def measure_files(predictions: dict[str, Vectors], truth: dict[str, Vectors], num_workers: int) -> dict:
+    """Print and return what tools/evaluate.py takes to score these from files of MapTR's format."""
+    root = Path(__file__).resolve().parents[2]
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {name: Path(folder) / f"{name}.json" for name in ("predictions", "ground_truth")}
+        write_maptr_predictions(paths["predictions"], predictions, {"frame": "lidar"})
+        write_maptr_ground_truth(paths["ground_truth"], truth)
+        megabytes = paths["predictions"].stat().st_size / 1e6
+        _, seconds = timed(read_predictions, paths["predictions"])
+        result = {"megabytes": megabytes, "read_s": seconds}
+        print(f"files: predictions of {megabytes:.0f} MB are read in {seconds:.1f} s")
+        for protocol in PROTOCOLS:
+            command = [sys.executable, "tools/evaluate.py", "--predictions", paths["predictions"], "--ground-truth",
+                       paths["ground_truth"], "--protocol", protocol, "--num-workers", num_workers]  # fmt: skip
+            seconds, memory = run_and_watch(command, root)
+            result[protocol] = {"split_s": seconds, "peak_memory_gb": memory}
+            print(
+                f"tools/evaluate.py --protocol {protocol}: {len(truth)} samples, --num-workers {num_workers}, "
+                f"{seconds:.1f} s, {memory:.2f} GB in all processes at most"
+            )
     return result
 
 
