@@ -48,33 +48,42 @@ class MapCriterion(nn.Module):
         return sum(self.weight_dict[name if name in self.weight_dict else name.rsplit("_", 1)[0]] * loss
                    for name, loss in losses.items())
 
-    def forward(self, outputs: dict, batch: dict) -> dict[str, Tensor]:
+    def forward(
+        self, outputs: dict, batch: dict, num_instances: float | None = None, num_samples: int | None = None
+    ) -> dict[str, Tensor]:
         """outputs of MapDetector and a collated batch on the same device; returns scalars by name.
 
-        A batch without any ground truth gives finite losses that still depend on every output.
+        Losses of instances are divided by num_instances (at least 1), segmentations by num_samples; None: those of the
+        batch. Where the batch is one part of a larger one, spread over processes or accumulated, they are those of the
+        whole, and the losses of the parts add up to the whole's. A batch without any ground truth gives finite losses
+        that still depend on every output. Raises FloatingPointError when a prediction is not finite.
         """
+        if num_instances is None:
+            num_instances = sum(len(target["labels"]) for target in batch["targets"])
+        num_samples = num_samples or len(batch["targets"])
         heads = [*outputs["aux_outputs"], outputs]
         logits = torch.stack([head["pred_logits"] for head in heads])  # [L, B, I, C]
         pts = torch.stack([head["pred_pts"] for head in heads])  # [L, B, I, P, 2]
         targets = pad_targets(batch["targets"], self.num_points, logits.device)
         matches = self.matcher(logits, pts, targets)
-        losses = self.head_losses(logits, pts, targets, matches)
+        losses = self.head_losses(logits, pts, targets, matches, max(num_instances, 1.0))
         if outputs.get("seg_logits") is not None:
             seg_logits = outputs["seg_logits"]
             masks = rasterize_in_images(
                 batch["targets"], batch["lidar2img"], batch["ground_z"], seg_logits.shape[-2:],
                 batch["images"].shape[-2:], self.pc_range, self.num_classes,
             )
-            losses["loss_seg"] = segmentation_loss(seg_logits, masks)
+            losses["loss_seg"] = segmentation_loss(seg_logits, masks).sum() / num_samples
             ground_logits = outputs["ground_logits"]
             masks = rasterize_on_ground(batch["targets"], ground_logits.shape[-2:], self.num_classes)
-            losses["loss_ground"] = segmentation_loss(ground_logits, masks)
+            losses["loss_ground"] = segmentation_loss(ground_logits, masks).sum() / num_samples
         return losses
 
-    def head_losses(self, logits: Tensor, pts: Tensor, targets: PaddedTargets, matches: Matches) -> dict[str, Tensor]:
-        """Focal, point and direction loss of each head, all heads at once."""
+    def head_losses(
+        self, logits: Tensor, pts: Tensor, targets: PaddedTargets, matches: Matches, num_instances: float
+    ) -> dict[str, Tensor]:
+        """Focal, point and direction loss of each head, all heads at once, divided by num_instances."""
         heads = logits.shape[0]
-        num_instances = targets.valid.sum().clamp(min=1).to(logits.dtype)
         wanted_class = torch.zeros_like(logits)
         at = (matches.head, matches.sample, matches.instance)
         wanted_class[(*at, targets.labels[matches.sample, matches.target])] = 1.0

@@ -101,22 +101,28 @@ def spread_across_batch(states: Tensor) -> Tensor:
 
 
 def build_detector(
-    config: ModelConfig, device: torch.device | str | None = None, frozen_dtype: torch.dtype = torch.float32
+    config: ModelConfig, device: torch.device | str | None = None, frozen_dtype: torch.dtype = torch.float32,
+    llm_device: torch.device | str | None = None,
 ) -> MapDetector:
     """The network that config describes on the device (None: torch's default).
+
+    llm_device: where the LLM goes (None: with the rest); the CPU, if shard_llm is to move it on.
 
     Trainable parts are float32 and freshly initialised from torch's random state, except where
     config.qformer_pretrained names BLIP-2's weights; frozen parts are in frozen_dtype. On the meta device it has shapes
     only. Raises UserError when pretrained weights cannot be loaded whole.
     """
     device = torch.device(device) if device is not None else torch.get_default_device()
+    llm_device = torch.device(llm_device) if llm_device is not None else device
     # Random weights are drawn on the CPU, so that a seed means the same network on every device.
     with torch.device("meta" if device.type == "meta" else "cpu"):
-        model = _assemble(config, build_llm(config, device, frozen_dtype), frozen_dtype)
+        model = _assemble(config, build_llm(config, llm_device, frozen_dtype), frozen_dtype)
     if config.qformer_pretrained != "none" and device.type != "meta":
         report = load_blip2(model.vision, model.qformer, config.qformer_pretrained)
         logging.getLogger(__name__).info("%s", report)
-    return model.to(device)
+    for part in model.children():
+        part.to(llm_device if part is model.llm else device)
+    return model
 
 
 def _assemble(config: ModelConfig, llm: FrozenLLM | None, frozen_dtype: torch.dtype) -> MapDetector:

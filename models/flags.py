@@ -13,7 +13,7 @@ from utils.frame import PC_RANGES
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags that config_from_flags reads, in a group of their own."""
     model = parser.add_argument_group("model")
-    model.add_argument("--preset", default="base", choices=PRESETS)
+    model.add_argument("--preset", default="base", choices=PRESETS, help="sizes: models/config.py")
     model.add_argument("--pc-range", default="60x30", choices=PC_RANGES, help="length x width of the map in metres")
     model.add_argument("--image-size", type=int, nargs=2, metavar=("H", "W"),
                        help="of the network's input, multiples of the patch size, 14 in BLIP-2 (default: the preset's)")

@@ -82,10 +82,13 @@ class SegmentationHead(nn.Module):
 
 
 def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """Binary cross-entropy plus dice (per class over the batch), both on [..., C, h, w]; a scalar."""
-    bce = F.binary_cross_entropy_with_logits(logits, masks)
-    over = [axis for axis in range(logits.dim()) if axis != logits.dim() - 3]  # all but the classes
+    """Binary cross-entropy plus dice (mean over the classes) of each sample, both on [B, ..., C, h, w]; returns [B].
+
+    Of each sample by itself, so that a batch costs the same in one piece and in several.
+    """
+    logits, masks = (x.movedim(-3, 1).flatten(2) for x in (logits, masks))  # [B, C, N]
+    bce = F.binary_cross_entropy_with_logits(logits, masks, reduction="none").mean((1, 2))
     probability = logits.sigmoid()
-    overlap = (probability * masks).sum(over)
-    dice = 1 - (2 * overlap + 1) / (probability.sum(over) + masks.sum(over) + 1)
-    return bce + dice.mean()
+    overlap = (probability * masks).sum(2)
+    dice = 1 - (2 * overlap + 1) / (probability.sum(2) + masks.sum(2) + 1)  # [B, C]
+    return bce + dice.mean(1)

@@ -1,5 +1,6 @@
+# shellcheck shell=bash
 # Sourced by the other scripts: go to the repository, use its environment, tell OpenMP to wait politely.
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 if [ -z "${VIRTUAL_ENV:-}" ] && [ -z "${CONDA_PREFIX:-}" ] && [ -f .venv/bin/activate ]; then
     . .venv/bin/activate
 fi

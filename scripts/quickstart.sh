@@ -35,7 +35,8 @@ for split in train val; do
 done
 
 echo "== 3/5 training, checkpoints in $RUN"
-DATAROOT="$WORLD" VERSION="$VERSION" OUTPUT_DIR="$RUN" bash scripts/train_stage2.sh \
+DATAROOT="$WORLD" VERSION="$VERSION" PC_RANGE=60x30 GT_STYLE=maptr TRAIN_SPLIT=train VAL_SPLIT=val \
+    OUTPUT_DIR="$RUN" RESUME="" bash scripts/train_stage2.sh \
     --gt-cache-train "$TRAIN_CACHE" --gt-cache-val "$VAL_CACHE" --mirror 0.5 \
     --eval-untrained --eval-interval 2 --save-interval 2
 

@@ -1,3 +1,7 @@
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
@@ -6,6 +10,7 @@ from models.detector import build_detector
 from tests.micro import micro_config, random_batch
 from utils.checkpoint import (
     CHECKPOINT_KEYS,
+    checkpoint_digest,
     differing_frozen,
     frozen_identity,
     load_checkpoint,
@@ -85,6 +90,13 @@ def test_a_checkpoint_of_an_earlier_version_is_one_line(tmp_path):
     save_checkpoint({**state, "frozen_identity": "0f" * 32}, tmp_path / "model.pth")
     with pytest.raises(UserError, match="model.pth: a checkpoint of an earlier version"):
         load_checkpoint(tmp_path / "model.pth")
+    torch.save(state, tmp_path / "model.pth")  # without a digest
+    with pytest.raises(UserError, match="model.pth: a checkpoint of an earlier version"):
+        load_checkpoint(tmp_path / "model.pth")
+    del state["scheduler_state_dict"]
+    save_checkpoint(state, tmp_path / "model.pth")
+    with pytest.raises(UserError, match="model.pth: a checkpoint of an earlier version"):
+        load_checkpoint(tmp_path / "model.pth")
 
 
 def test_weights_that_are_not_finite_are_named():
@@ -108,3 +120,61 @@ def test_settings_of_another_version_are_one_line(tmp_path):
     save_checkpoint(state, tmp_path / "model.pth")
     with pytest.raises(UserError, match="model.pth: model settings of another version .*num_wheels"):
         load_detector(tmp_path / "model.pth", torch.device("cpu"))
+
+
+def digest_of(value: object) -> str:
+    return checkpoint_digest({"value": value})
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        (torch.zeros(6), torch.zeros(2, 3)),
+        (torch.zeros(6), torch.zeros(6, dtype=torch.int32)),
+        (torch.zeros(6, dtype=torch.float16), torch.zeros(6).bfloat16()),
+        (torch.tensor([1.0, 2.0]).bfloat16(), torch.tensor([2.0, 1.0]).bfloat16()),
+        (torch.tensor(0.0), torch.tensor(-0.0)),
+        (torch.tensor(1.0), 1.0),
+        (1, 1.0),
+        (1, True),
+        (0, None),
+        ("1", 1),
+        ("a", b"a"),
+        ([1, 2], (1, 2)),
+        ([1, [2]], [[1], 2]),
+        (["a", "b"], ["ab"]),
+        ({}, []),
+        ({1: "a"}, {"1": "a"}),
+        ({"a": 1, "b": 2}, {"b": 2, "a": 1}),
+        ({"a": 1}, OrderedDict(a=1)),
+    ],
+)
+def test_the_digest_tells_contents_apart(one, other):
+    assert digest_of(one) != digest_of(other)
+
+
+def test_the_digest_is_of_the_content_not_of_how_it_lies_in_memory():
+    matrix = torch.arange(12.0).reshape(3, 4)
+    assert digest_of(matrix.t()) == digest_of(matrix.t().contiguous())
+    assert digest_of(matrix[1:]) == digest_of(matrix[1:].clone())
+    assert digest_of(torch.tensor([float("nan")])) == digest_of(torch.tensor([float("nan")]))
+    assert digest_of(torch.zeros(0, 3)) != digest_of(torch.zeros(3, 0))
+
+
+def test_a_checkpoint_may_be_saved_again_with_its_digest(tmp_path):
+    state = make_checkpoint(micro_config())[1]
+    save_checkpoint(state, tmp_path / "model.pth")
+    assert "digest" not in state, "the caller's dict is left as it was"
+    loaded = load_checkpoint(tmp_path / "model.pth")
+    assert loaded["digest"] == checkpoint_digest(state) == checkpoint_digest(loaded)
+    save_checkpoint({**loaded, "epoch": 3}, tmp_path / "model.pth")
+    again = load_checkpoint(tmp_path / "model.pth")
+    assert again["epoch"] == 3 and again["digest"] != loaded["digest"]
+
+
+@pytest.mark.parametrize("value", [np.float64(0.5), Path("x"), np.zeros(2), torch.float32, {1, 2}])
+def test_what_could_not_be_loaded_again_is_not_saved(value, tmp_path):
+    state = make_checkpoint(micro_config())[1] | {"args": {"rates": [1.0, value]}}
+    with pytest.raises(TypeError, match=rf"checkpoint\['args'\]\['rates'\]\[1\] is a {type(value).__name__}"):
+        save_checkpoint(state, tmp_path / "model.pth")
+    assert not list(tmp_path.iterdir())

@@ -48,6 +48,24 @@ def test_normalised_by_the_number_of_instances_and_summed_over_coordinates():
     assert losses["loss_pts_0"] < 1e-5
 
 
+def test_the_losses_of_the_parts_of_a_batch_add_up_to_those_of_the_whole():
+    config = micro_config()
+    batch = random_batch(config, counts=(3, 0, 1))
+    torch.manual_seed(0)
+    shapes = {"pred_logits": (3, config.num_instances, 3), "pred_pts": (3, config.num_instances, config.num_points, 2),
+              "seg_logits": (3, 6, 3, 2, 4), "ground_logits": (3, 3, 8, 4)}
+    outputs = {name: torch.rand(shape) for name, shape in shapes.items()}
+    criterion = MapCriterion(config.num_points, 3, PC_RANGE)
+    whole = criterion(outputs | {"aux_outputs": []}, batch)
+    summed = dict.fromkeys(whole, 0.0)
+    for part in (slice(0, 1), slice(1, 2), slice(2, 3)):
+        of_part = {key: value[part] for key, value in batch.items()}
+        found = criterion({key: value[part] for key, value in outputs.items()} | {"aux_outputs": []}, of_part, 4, 3)
+        summed = {name: summed[name] + value for name, value in found.items()}
+    for name, value in whole.items():
+        torch.testing.assert_close(summed[name], value, rtol=1e-6, atol=1e-6)
+
+
 def test_a_batch_without_ground_truth_still_reaches_points_and_classes():
     config = micro_config()
     batch = random_batch(config, counts=(0, 0))

@@ -7,10 +7,11 @@ from utils.optim import (
     GROUPS,
     LLM_GROUPS,
     build_optimizer,
-    build_scheduler,
     format_learning_rates,
+    gradient_norms,
     lr_factor,
     parameter_groups,
+    set_learning_rates,
 )
 
 
@@ -32,11 +33,9 @@ class Detector(torch.nn.Module):
 def test_groups_have_their_own_rates_and_the_log_names_them():
     rates = dict(zip(GROUPS, (1e-5, 1e-4, 2e-4), strict=True))
     optimizer = build_optimizer(Detector(), rates, weight_decay=0.01)
-    scheduler = build_scheduler(optimizer, warmup_steps=2, total_steps=10)
-    assert format_learning_rates(optimizer) == "LR: q=5.00e-06 m=5.00e-05 d=1.00e-04"
-    optimizer.step()
-    scheduler.step()
     assert format_learning_rates(optimizer) == "LR: q=1.00e-05 m=1.00e-04 d=2.00e-04"
+    set_learning_rates(optimizer, rates, 0.5)
+    assert format_learning_rates(optimizer) == "LR: q=5.00e-06 m=5.00e-05 d=1.00e-04"
     assert all(g["betas"] == (0.9, 0.999) and g["weight_decay"] == 0.01 for g in optimizer.param_groups)
 
 
@@ -48,3 +47,12 @@ def test_what_trains_inside_the_llm_has_a_group_of_its_own_and_only_then():
     assert [name for name, _ in parameter_groups(detector)["lora"]] == ["llm.weight"]
     optimizer = build_optimizer(detector, dict.fromkeys([*GROUPS, *LLM_GROUPS], 1e-4), weight_decay=0.01)
     assert format_learning_rates(optimizer) == "LR: q=1.00e-04 m=1.00e-04 d=1.00e-04 l=1.00e-04"
+
+
+def test_the_norm_of_a_group_is_that_of_its_gradients_and_of_no_other():
+    detector = Detector()
+    optimizer = build_optimizer(detector, dict.fromkeys(GROUPS, 1.0), weight_decay=0.0)
+    detector.qformer.weight.grad = torch.tensor([[3.0, 0.0], [0.0, 0.0]])
+    detector.qformer.bias.grad = torch.tensor([0.0, 4.0])
+    detector.decoder.bias.grad = torch.tensor([0.0, 2.0])
+    assert {name: norm.item() for name, norm in gradient_norms(optimizer).items()} == {"qformer": 5.0, "decoder": 2.0}

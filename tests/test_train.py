@@ -10,71 +10,99 @@ import torch
 import models.flags
 from data.gt_cache import GTCache
 from tests.micro import micro_config
-from train_map_detection import EpochSampler, Trainer, build_loader, check_resumed_settings, main, parse_args
-from utils.checkpoint import load_checkpoint
+from tests.micro_trainer import make_trainer
+from tests.training_runs import assert_same_result
+from train_map_detection import main
+from training.flags import parse_args
+from training.interruption import Interrupted
+from training.resume import check_resumed_settings
+from training.sampler import GlobalBatches
+from utils.checkpoint import CHECKPOINT_KEYS
+from utils.distributed import Ranks
 from utils.errors import UserError
 from utils.run_log import RunLog
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def make_trainer(folder: Path, world: Path, caches: dict[str, Path], *flags: str) -> Trainer:
-    """A trainer of the micro model on the tiny world, in-process."""
-    folder.mkdir(parents=True, exist_ok=True)
-    args = parse_args(["--preset", "tiny", "--dataroot", str(world), "--num-workers", "0", "--batch-size", "3",
-                       "--epochs", "2", "--warmup-steps", "2", "--lr-decoder", "1e-3", "--log-interval", "1",
-                       "--mirror", "0.5", "--precision", "fp32", *flags])
-    config = micro_config(decoder=replace(micro_config().decoder, dropout=0.1))
-    loaders = [build_loader(args, config, GTCache.open(caches[s]), train=s == "train") for s in ("train", "val")]
-    return Trainer(args, config, *loaders, RunLog(folder), folder)
-
-
 def weights(path: Path) -> dict:
     return torch.load(path, weights_only=True)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
-def test_two_epochs_equal_one_and_a_resumed_one_bit_for_bit(precision, tmp_path, synthetic_world, caches):
-    flags = ("--precision", precision)
+@pytest.mark.parametrize("flags", [["--precision", "fp32"], ["--precision", "fp16"], ["--precision", "bf16"],
+                                   ["--ema-decay", "0.9"], ["--batch-size", "2", "--accumulation-steps", "2"]])
+def test_four_steps_equal_two_and_a_resumed_two_bit_for_bit(flags, tmp_path, synthetic_world, caches):
     make_trainer(tmp_path / "whole", synthetic_world, caches, *flags).run()
-    first = make_trainer(tmp_path / "halves", synthetic_world, caches, *flags)
-    first.train_epoch()
-    first.epoch = 1
-    torch.save(first.state(), tmp_path / "halves" / "checkpoint_epoch_1.pth")
+    first = make_trainer(tmp_path / "halves", synthetic_world, caches, *flags, "--save-every-steps", "1")
+    stepped = first._stepped
+
+    def stop_after_three(result):  # in the middle of the second epoch
+        stepped(result)
+        if first.step == 3:
+            first.watch.received = 15
+
+    first._stepped = stop_after_three
+    with pytest.raises(SystemExit) as ended:
+        first.run()
+    assert ended.value.code == 143
     torch.manual_seed(99)  # another process would start anywhere
-    second = make_trainer(tmp_path / "halves", synthetic_world, caches, *flags)
-    path = str(tmp_path / "halves" / "checkpoint_epoch_1.pth")
-    second.restore(load_checkpoint(path), path)
+    path = tmp_path / "halves" / "checkpoint_epoch_2_step_1.pth"
+    second = make_trainer(tmp_path / "halves", synthetic_world, caches, *flags, resume=path)
+    assert (second.step, second.epoch, second.steps_done) == (3, 1, 1)
     second.run()
-    whole, halves = (weights(tmp_path / name / "final_model.pth") for name in ("whole", "halves"))
-    assert whole["step"] == halves["step"] == 6
-    for name, value in whole["model_state_dict"].items():
-        assert torch.equal(value, halves["model_state_dict"][name]), name
-    for key, value in whole["optimizer_state_dict"]["state"].items():
-        assert torch.equal(value["exp_avg"], halves["optimizer_state_dict"]["state"][key]["exp_avg"])
-    assert whole["scheduler_state_dict"] == halves["scheduler_state_dict"]
+    assert_same_result(tmp_path / "whole", tmp_path / "halves")
 
 
 def test_a_run_leaves_what_the_design_says(tmp_path, synthetic_world, caches, monkeypatch, capsys):
     out = tmp_path / "run"
     monkeypatch.setattr(models.flags, "PRESETS", {"tiny": micro_config()})
     flags = ["--preset", "tiny", "--dataroot", str(synthetic_world), "--epochs", "2", "--num-workers", "1",
-             "--log-interval", "1", "--eval-untrained", "--output-dir", str(out)]
+             "--warmup-steps", "2", "--log-interval", "1", "--eval-untrained", "--output-dir", str(out)]
     monkeypatch.setattr(sys, "argv", ["train_map_detection.py", *flags])
     main()
     names = {path.name for path in out.iterdir()}
     assert names == {"config.json", "train.log", "metrics.jsonl", "checkpoint_epoch_1.pth", "checkpoint_epoch_2.pth",
-                     "best_model.pth", "final_model.pth"}
+                     "best_model.pth", "final_model.pth", "run.lock"}
     checkpoint = weights(out / "checkpoint_epoch_2.pth")
+    assert checkpoint.keys() == CHECKPOINT_KEYS | {"digest"}
     assert {"epoch", "model_state_dict", "optimizer_state_dict", "scheduler_state_dict", "args"} <= checkpoint.keys()
+    assert checkpoint["scheduler_state_dict"] == {"step": 4, "warmup_steps": 2, "total_steps": 4}
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [r["epoch"] for r in records if r["kind"] == "val"] == [0, 1, 2]
-    assert [r["step"] for r in records if r["kind"] == "train"] == [1, 2, 3, 4]
+    steps = [r for r in records if r["kind"] == "train"]
+    assert [r["step"] for r in steps] == [1, 2, 3, 4]
+    assert steps[1]["lr"] == {"qformer": 1e-5, "queries": 1e-4, "decoder": 1e-4}
+    assert all(r["grad_norm"] >= r["grad_norm_decoder"] > 0 and r["samples_per_s"] > 0 for r in steps)
+    settings = json.loads((out / "config.json").read_text())
+    assert settings["samples"] == {"train": 8, "val": 4} and settings["machine"]["packages"]["torch"]
     printed = capsys.readouterr().out
-    assert "LR: q=2.00e-08 m=2.00e-07 d=2.00e-07" in printed and "mAP" in printed
-    monkeypatch.setattr(sys, "argv", ["train_map_detection.py", *flags])
+    assert "LR: q=5.00e-06 m=5.00e-05 d=5.00e-05" in printed and "mAP" in printed
     with pytest.raises(UserError, match="exists and is not empty"):
         main()
+    monkeypatch.setattr(sys, "argv", ["train_map_detection.py", *flags, "--resume", "auto"])
+    (out / "final_model.pth").unlink()
+    main()
+    assert (out / "final_model.pth").exists(), "a finished run only writes its end again"
+    assert (out / "metrics.jsonl").read_text().splitlines() == [json.dumps(record) for record in records]
+
+
+def test_tensorboard_gets_the_numbers_of_the_records(tmp_path, synthetic_world, caches, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trainer = make_trainer(tmp_path, synthetic_world, caches)
+    trainer.start(tmp_path, RunLog(tmp_path, tensorboard=True))
+    trainer.run()
+    read = EventAccumulator(str(tmp_path / "tensorboard"))
+    read.Reload()
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    for kind, name in (("train", "loss"), ("train", "grad_norm_decoder"), ("val", "scene_std")):
+        wanted = [(r["step"], pytest.approx(r[name], rel=1e-6)) for r in records if r["kind"] == kind]
+        assert [(event.step, event.value) for event in read.Scalars(f"{kind}/{name}")] == wanted and wanted
+    assert [event.value for event in read.Scalars("val/result/mAP")] == [0.0, 0.0]
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UserError, match="--tensorboard: .*pip install tensorboard"):
+        RunLog(tmp_path, tensorboard=True)
 
 
 def test_frozen_weights_do_not_change_and_trainable_ones_do(tmp_path, synthetic_world, caches):
@@ -94,17 +122,81 @@ def test_a_loss_that_is_not_finite_names_step_and_samples(tmp_path, synthetic_wo
     with torch.no_grad():
         trainer.model.decoder.heads[0].classes[-1].bias.fill_(float("nan"))
     batch = next(iter(trainer.train_loader))
-    with pytest.raises(FloatingPointError, match=f"step 0: .*not finite.*{batch['sample_tokens'][0]}"):
-        trainer.train_step(batch)
+    with pytest.raises(FloatingPointError, match=f"step 7: .*not finite.*{batch['sample_tokens'][0]}"):
+        trainer.train_step([batch], 7)
 
 
-def test_the_order_of_samples_is_a_function_of_seed_and_epoch():
-    sampler = EpochSampler(20, seed=3)
+def test_a_gradient_that_is_not_finite_ends_fp32_and_is_skipped_and_counted_in_fp16(
+    tmp_path, synthetic_world, caches
+):
+    def spoil(gradient):
+        return gradient * float("inf")
+
+    trainer = make_trainer(tmp_path / "fp32", synthetic_world, caches)
+    trainer.model.decoder.references.register_hook(spoil)
+    before = trainer.model.decoder.references.detach().clone()
+    with pytest.raises(FloatingPointError, match="step 0: the gradient is not finite.*'decoder': nan"):
+        trainer.train_epoch()
+    assert torch.equal(trainer.model.decoder.references, before)
+
+    trainer = make_trainer(tmp_path / "fp16", synthetic_world, caches, "--precision", "fp16", "--epochs", "3")
+    handle = trainer.model.decoder.references.register_hook(spoil)
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.train_epoch()
+    assert trainer.overflows == 2 and trainer.step == 2
+    assert all(torch.equal(p, before[name]) for name, p in trainer.model.named_parameters())
+    handle.remove()
+    trainer.train_epoch()
+    assert not torch.equal(trainer.model.decoder.references, before["decoder.references"])
+    assert "overflows 2 " in (tmp_path / "fp16" / "train.log").read_text().splitlines()[1]
+
+
+def test_a_validation_that_was_interrupted_is_made_up_for(tmp_path, synthetic_world, caches, monkeypatch):
+    make_trainer(tmp_path / "whole", synthetic_world, caches).run()
+    first = make_trainer(tmp_path / "halves", synthetic_world, caches)
+
+    def validate(self=first):
+        raise Interrupted(15)
+
+    monkeypatch.setattr(first, "validate", validate)
+    with pytest.raises(SystemExit) as ended:
+        first.run()
+    assert ended.value.code == 143
+    path = tmp_path / "halves" / "checkpoint_epoch_1.pth"
+    second = make_trainer(tmp_path / "halves", synthetic_world, caches, resume=path)
+    second.run()
+    assert_same_result(tmp_path / "whole", tmp_path / "halves")
+
+
+@pytest.mark.parametrize("split", [(1, 1, 8), (2, 1, 4), (1, 2, 4), (2, 2, 2), (4, 1, 2)])
+def test_a_step_takes_the_same_samples_however_they_are_split(split):
+    world, accumulation, batch_size = split
+    steps = [[] for _ in range(3)]
+    for rank in range(world):
+        batches = GlobalBatches(27, batch_size, accumulation, 3, Ranks(rank, world))
+        batches.set_position(epoch=5)
+        found = list(batches)
+        assert len(found) == len(batches) == 3 * accumulation
+        for index, batch in enumerate(found):
+            assert len(batch) == batch_size
+            steps[index // accumulation] += batch
+    one = GlobalBatches(27, 8, 1, 3, Ranks())
+    one.set_position(epoch=5)
+    assert [sorted(step) for step in steps] == [sorted(batch) for batch in one]
+    assert len(set(sum(steps, []))) == 24
+
+
+def test_the_order_of_samples_is_a_function_of_seed_and_epoch_and_can_be_entered_anywhere():
+    sampler = GlobalBatches(20, 4, 1, 3, Ranks())
     first = list(sampler)
-    assert sorted(first) == list(range(20)) and first == list(sampler)
-    sampler.epoch = 1
+    assert sorted(sum(first, [])) == list(range(20)) and first == list(sampler)
+    sampler.set_position(epoch=0, first_step=3)
+    assert list(sampler) == first[3:] and len(sampler) == 2
+    sampler.set_position(epoch=1)
     assert list(sampler) != first
-    assert list(EpochSampler(20, seed=4)) != first
+    assert list(GlobalBatches(20, 4, 1, 4, Ranks())) != first
+    with pytest.raises(UserError, match="--batch-size 3: a step takes 24 samples .2 ranks, 4 accumulated., .* has 20"):
+        GlobalBatches(20, 3, 4, 0, Ranks(0, 2))
 
 
 def run_script(*flags: str) -> subprocess.CompletedProcess:
@@ -126,8 +218,8 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, synthetic_world, caches
     one_line_error(run_script("--dataroot", "/no/such", "--output-dir", str(out)), "/no/such", "no such folder")
     one_line_error(run_script("--dataroot", world, "--gt-cache-train", str(caches["val"]), "--output-dir", str(out)),
                    str(caches["val"]), "expected train")
-    one_line_error(run_script("--dataroot", world, "--pc-range", "100x50", "--gt-cache-train", str(caches["train"]),
-                              "--output-dir", str(out)), str(caches["train"]), "pc_range")
+    one_line_error(run_script("--dataroot", world, "--output-dir", str(out), "--epochs", "2"),
+                   "--warmup-steps 500", "the whole run has 4 steps")
     assert not out.exists(), "nothing half-written"
 
 
@@ -136,7 +228,8 @@ def test_a_broken_jpeg_names_its_sample(tmp_path, synthetic_world, caches):
     (tmp_path / "samples").symlink_to(synthetic_world / "samples")
     out = tmp_path / "out"
     flags = ("--dataroot", str(tmp_path), "--gt-cache-train", str(caches["train"]), "--gt-cache-val",
-             str(caches["val"]), "--eval-untrained", "--num-workers", "1", "--output-dir", str(out))
+             str(caches["val"]), "--eval-untrained", "--num-workers", "1", "--warmup-steps", "0",
+             "--output-dir", str(out))
     broken = synthetic_world / record.image_paths[3]
     whole = broken.read_bytes()
     try:
@@ -146,30 +239,65 @@ def test_a_broken_jpeg_names_its_sample(tmp_path, synthetic_world, caches):
         broken.write_bytes(whole)
 
 
-def test_a_checkpoint_of_another_model_is_refused_at_resume(tmp_path, synthetic_world, caches):
-    trainer = make_trainer(tmp_path / "micro", synthetic_world, caches)
-    path = tmp_path / "micro" / "checkpoint_epoch_1.pth"
-    torch.save(trainer.state(), path)
-    result = run_script("--dataroot", str(synthetic_world), "--resume", str(path))
-    one_line_error(result, str(path), "was trained with")
-
-
 @pytest.mark.parametrize(
     "flags",
     ["--batch-size 0", "--epochs 0", "--lr-decoder -1", "--lr-decoder nan", "--grad-clip 0", "--seed -1",
-     "--mirror 1.5", "--fp16 --precision bf16"],
+     "--mirror 1.5", "--fp16 --precision bf16", "--accumulation-steps 0", "--ema-decay 1", "--rank-timeout nan",
+     "--resume auto", "--keep-last -1",
+     pytest.param("--device cuda", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"))],
 )
 def test_a_flag_that_cannot_be_meant_is_named(flags):
     with pytest.raises(UserError, match=flags.split()[0]):
-        parse_args(["--preset", "tiny", *flags.split()])
+        parse_args("", ["--preset", "tiny", *flags.split()])
 
 
-@pytest.mark.parametrize("flag, value", [("seed", 1), ("batch_size", 2), ("precision", "bf16"), ("lr_decoder", 0.5)])
-def test_a_resumption_with_a_setting_that_shapes_the_result_is_refused(flag, value, tmp_path, synthetic_world, caches):
+@pytest.fixture
+def resumable(tmp_path, synthetic_world, caches):
+    """A trainer, a checkpoint of it, and what compares the two."""
     trainer = make_trainer(tmp_path, synthetic_world, caches)
-    checkpoint = trainer.state()
-    check_resumed_settings(checkpoint, trainer.config, trainer.args)
-    trainer.args.resume = "run/checkpoint_epoch_1.pth"
+    checkpoint = trainer.state([])
+    path = tmp_path / "checkpoint_epoch_1.pth"
+
+    def check(digest=trainer.train_digest, global_batch=4):
+        return check_resumed_settings(path, checkpoint, trainer.args, trainer.config, digest, global_batch)
+
+    return trainer, check
+
+
+@pytest.mark.parametrize("flag, value", [("seed", 1), ("epochs", 3), ("precision", "bf16"), ("lr_decoder", 0.5)])
+def test_a_changed_setting_that_shapes_the_result_is_refused_unless_allowed(flag, value, resumable):
+    trainer, check = resumable
+    assert check() == []
+    before = getattr(trainer.args, flag)
     setattr(trainer.args, flag, value)
-    with pytest.raises(UserError, match=f"{flag} .*this run has {value}"):
-        check_resumed_settings(checkpoint, trainer.config, trainer.args)
+    with pytest.raises(UserError, match=f"{flag} {before}, this run has {value};.*--allow-changed {flag}"):
+        check()
+    trainer.args.allow_changed = flag
+    assert check() == [f"{flag} {before} -> {value}"]
+
+
+def test_other_changes_are_listed_and_wrong_names_refused(resumable):
+    trainer, check = resumable
+    trainer.args.num_workers, trainer.args.log_interval = 7, 9
+    assert check() == ["log_interval 1 -> 9", "num_workers 0 -> 7"]
+    with pytest.raises(UserError, match="train_digest .* this run has 0ther"):
+        check(digest="0ther")
+    with pytest.raises(UserError, match="a step took 4 samples, here it takes 6 .*--reshuffle"):
+        check(global_batch=6)
+    trainer.args.reshuffle = True
+    check(global_batch=6)
+    trainer.config = replace(trainer.config, num_instances=7)
+    with pytest.raises(UserError, match="num_instances 5, this run has 7"):
+        check()
+    trainer.args.allow_changed = "lr"
+    with pytest.raises(UserError, match="--allow-changed lr: no such setting; there are .*lr_decoder"):
+        check()
+
+
+def test_a_step_of_other_size_begins_the_epoch_again(tmp_path, synthetic_world, caches):
+    first = make_trainer(tmp_path / "first", synthetic_world, caches, "--batch-size", "2")
+    first.epoch, first.steps_done, first.step = 1, 3, 7
+    first.save("checkpoint_epoch_2_step_3.pth")
+    path = tmp_path / "first" / "checkpoint_epoch_2_step_3.pth"
+    second = make_trainer(tmp_path / "second", synthetic_world, caches, "--batch-size", "4", resume=path)
+    assert (second.epoch, second.steps_done, second.step) == (1, 0, 2)

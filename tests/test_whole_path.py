@@ -13,13 +13,14 @@ from data.dataset import MapDetectionDataset, collate
 from data.gt_cache import GTCache
 from evaluation.chamfer_ap import evaluate
 from evaluation.formats import write_maptr_predictions
-from evaluation.inference import ground_truth_of, predict
+from evaluation.inference import predict
+from evaluation.vectors import ground_truth_of
 from models.config import PRESETS
 from models.criterion import MapCriterion
 from models.detector import build_detector
 from tests.reference import REFERENCE, needs_reference
 from utils.frame import CLASSES
-from utils.optim import build_optimizer, build_scheduler
+from utils.optim import build_optimizer, lr_factor, set_learning_rates
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
@@ -42,15 +43,15 @@ def fit(batch: dict, steps: int, learning_rate: float) -> torch.nn.Module:
     torch.manual_seed(0)
     model = build_detector(config).train()
     criterion = MapCriterion(config.num_points, config.num_classes, config.pc_range)
-    optimizer = build_optimizer(model, dict.fromkeys(("qformer", "queries", "decoder"), learning_rate), 0.01)
-    scheduler = build_scheduler(optimizer, 20, steps)
-    for _ in range(steps):
+    rates = dict.fromkeys(("qformer", "queries", "decoder"), learning_rate)
+    optimizer = build_optimizer(model, rates, 0.01)
+    for step in range(steps):
+        set_learning_rates(optimizer, rates, lr_factor(step, 20, steps))
         loss = criterion.total(criterion(model(batch), batch))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
         optimizer.step()
-        scheduler.step()
     return model
 
 

@@ -1,5 +1,7 @@
-"""Checkpoints: trainable tensors and the identity of the frozen ones, written whole or not at all."""
+"""Checkpoints: trainable tensors and the identity of the frozen ones, written whole or not at all, with a digest."""
 
+import hashlib
+from collections import OrderedDict
 from pathlib import Path
 
 import torch
@@ -11,7 +13,9 @@ from utils.files import replacing
 _SAMPLES_PER_TENSOR = 64
 CHECKPOINT_KEYS = frozenset({
     "epoch", "model_state_dict", "optimizer_state_dict", "scheduler_state_dict", "args",  # what others expect
-    "scaler_state_dict", "step", "best_map", "rng_state", "model_config", "frozen_identity",  # exact resumption
+    "model_config", "frozen_identity", "ema_state_dict", "ema_steps", "scaler_state_dict", "best_map",
+    "steps_done", "step", "validated", "overflows", "num_records", "rng_states",  # exact resumption
+    "global_batch", "train_digest",  # of what it may go on with
 })
 
 
@@ -40,9 +44,19 @@ def differing_frozen(saved: dict[str, Tensor], own: dict[str, Tensor]) -> list[s
     return differing
 
 
-def load_trainable(model: nn.Module, checkpoint: dict, path: str | Path) -> None:
-    """Fill the trainable parameters from a checkpoint; any difference in names, shapes or frozen parts is an error."""
-    state = checkpoint["model_state_dict"]
+def load_trainable(
+    model: nn.Module,
+    checkpoint: dict,
+    path: str | Path,
+    averaged: bool = False,
+    identity: dict[str, Tensor] | None = None,
+) -> None:
+    """Fill the trainable parameters from a checkpoint; any difference in names, shapes or frozen parts is an error.
+
+    averaged: take the average over the steps where the run kept one, the weights that it was validated with.
+    identity: the model's frozen_identity where it is known already.
+    """
+    state = (averaged and checkpoint["ema_state_dict"]) or checkpoint["model_state_dict"]
     own = {name: p for name, p in model.named_parameters() if p.requires_grad}
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing or unexpected:
@@ -58,7 +72,7 @@ def load_trainable(model: nn.Module, checkpoint: dict, path: str | Path) -> None
             )
         if not state[name].isfinite().all():
             raise UserError(f"{path}: {name} holds values that are not finite; take an earlier checkpoint")
-    differing = differing_frozen(checkpoint["frozen_identity"], frozen_identity(model))
+    differing = differing_frozen(checkpoint["frozen_identity"], identity or frozen_identity(model))
     if differing:
         raise UserError(
             f"{path}: was trained with other frozen weights, {len(differing)} tensors differ (the first: "
@@ -69,26 +83,69 @@ def load_trainable(model: nn.Module, checkpoint: dict, path: str | Path) -> None
             parameter.copy_(state[name])
 
 
+def checkpoint_digest(checkpoint: dict) -> str:
+    """SHA-256 of the content: keys in their order, plain values, and dtype, shape and bytes of tensors on any device.
+
+    A digest that it already holds under "digest" is left out. Raises TypeError for what torch.load would refuse to
+    read again with weights_only=True, such as NumPy's numbers.
+    """
+    digest = hashlib.sha256()
+    _add_to_digest(digest, {key: value for key, value in checkpoint.items() if key != "digest"}, "checkpoint")
+    return digest.hexdigest()
+
+
 def save_checkpoint(checkpoint: dict, path: Path) -> None:
     """A reader sees the old file or the new one, never half of it. Raises UserError when it cannot be written."""
+    whole = {**checkpoint, "digest": checkpoint_digest(checkpoint)}
     with replacing(path) as file:
         try:
-            torch.save(checkpoint, file)
+            torch.save(whole, file)
         except RuntimeError as error:  # torch's writer hides the system's reason for a short write
             raise UserError(f"{path}: cannot be written ({error.__context__ or error}); free some space") from error
 
 
 def load_checkpoint(path: str | Path) -> dict:
-    """Read a checkpoint of plain types and tensors. Raises UserError when it is missing, damaged or not one."""
+    """Read a checkpoint of plain types and tensors. Raises UserError when it is missing, damaged or not one.
+
+    PyTorch reads tensors without comparing the archive's checksums, so the digest is what notices a flipped bit.
+    """
     if not Path(path).is_file():
         raise UserError(f"{path}: no such checkpoint; give the path of a .pth file made by train_map_detection.py")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        ours = isinstance(checkpoint, dict) and "model_state_dict" in checkpoint
+        digest = checkpoint_digest(checkpoint) if ours and "digest" in checkpoint else None
     except Exception as error:  # a damaged zip or pickle raises one of a dozen types
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{path}: not a readable checkpoint ({reason}); take an earlier one") from error
-    if not isinstance(checkpoint, dict) or not CHECKPOINT_KEYS <= checkpoint.keys():
+    if not ours:
         raise UserError(f"{path}: not a checkpoint of this project; give a .pth file made by train_map_detection.py")
-    if not isinstance(checkpoint["frozen_identity"], dict):
+    if digest is not None and digest != checkpoint["digest"]:
+        raise UserError(f"{path}: altered since it was written, its content has another digest; take an earlier one")
+    complete = digest is not None and CHECKPOINT_KEYS <= checkpoint.keys()
+    if not complete or not isinstance(checkpoint["frozen_identity"], dict):
         raise UserError(f"{path}: a checkpoint of an earlier version of this code; use that version, or train again")
     return checkpoint
+
+
+def _add_to_digest(digest: "hashlib._Hash", value: object, place: str) -> None:
+    """Every part is preceded by its kind and length, so that no two contents give the same bytes."""
+    kind = type(value)
+    if isinstance(value, Tensor):
+        digest.update(f"{value.dtype} {tuple(value.shape)} {value.requires_grad};".encode())
+        flat = value.detach().cpu().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy())  # as bytes, since NumPy has no bfloat16
+    elif kind in (dict, OrderedDict):
+        digest.update(f"{kind.__name__} {len(value)};".encode())
+        for key, item in value.items():
+            _add_to_digest(digest, key, f"a key of {place}")
+            _add_to_digest(digest, item, f"{place}[{key!r}]")
+    elif kind in (list, tuple):
+        digest.update(f"{kind.__name__} {len(value)};".encode())
+        for index, item in enumerate(value):
+            _add_to_digest(digest, item, f"{place}[{index}]")
+    elif value is None or kind in (bool, int, float, str, bytes):
+        text = repr(value).encode()
+        digest.update(f"{kind.__name__} {len(text)};".encode() + text)
+    else:
+        raise TypeError(f"{place} is a {kind.__name__}; checkpoints hold plain types and tensors alone")

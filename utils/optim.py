@@ -1,7 +1,6 @@
 """Parameter groups and the learning-rate schedule."""
 
 import math
-from functools import partial
 
 import torch
 from torch import nn
@@ -52,12 +51,20 @@ def lr_factor(step: int, warmup_steps: int, total_steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
-def build_scheduler(
-    optimizer: torch.optim.Optimizer, warmup_steps: int, total_steps: int
-) -> torch.optim.lr_scheduler.LambdaLR:
-    """lr_factor on every group, stepped once an optimizer step."""
-    factor = partial(lr_factor, warmup_steps=warmup_steps, total_steps=total_steps)
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+def set_learning_rates(optimizer: torch.optim.Optimizer, learning_rates: dict[str, float], factor: float) -> None:
+    """Give each group of build_optimizer its own of learning_rates times factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rates[group["name"]] * factor
+
+
+def gradient_norms(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """L2 norm of the gradients of each group that has any, by name, scalars on their device."""
+    norms = {}
+    for group in optimizer.param_groups:
+        gradients = [p.grad for p in group["params"] if p.grad is not None]
+        if gradients:
+            norms[group["name"]] = torch.nn.utils.get_total_norm(gradients)
+    return norms
 
 
 def format_learning_rates(optimizer: torch.optim.Optimizer) -> str:

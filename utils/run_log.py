@@ -1,56 +1,121 @@
 """What a run says: lines on the terminal and in train.log, numbers in metrics.jsonl."""
 
 import contextlib
+import errno
 import json
 import logging
 import math
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
 
+from utils.errors import UserError
+from utils.files import replacing
+
 
 class RunLog:
-    """Lines go to standard output and to <folder>/train.log, records to <folder>/metrics.jsonl."""
+    """Lines go to standard output and to <folder>/train.log, records to <folder>/metrics.jsonl and TensorBoard.
 
-    def __init__(self, folder: Path):
-        self.text_path = folder / "train.log"
-        self.metrics_path = folder / "metrics.jsonl"
+    folder None: nothing goes anywhere, as on ranks that are not the main one. keep_records: how many the run that is
+    resumed had recorded when its checkpoint was written; later ones are dropped, their steps will come again.
+    """
+
+    def __init__(self, folder: Path | None, keep_records: int = 0, tensorboard: bool = False):
+        """Raises UserError when TensorBoard is wanted and not installed."""
+        self.folder = folder
+        self.num_records = keep_records
+        self._lost_lines = 0
+        self._board = _open_board(folder) if tensorboard and folder else None
+        if folder:
+            self.text_path, self.metrics_path = folder / "train.log", folder / "metrics.jsonl"
+            lines = self.metrics_path.read_bytes().splitlines(keepends=True) if self.metrics_path.exists() else []
+            if len(lines) > keep_records:
+                with replacing(self.metrics_path) as file:
+                    file.writelines(lines[:keep_records])
 
     def line(self, text: str) -> None:
         """Print one line without breaking a progress bar."""
+        if not self.folder:
+            return
         tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
-        with open(self.text_path, "a") as file:
-            file.write(text + "\n")
+        self._append(self.text_path, text)
 
     def record(self, **values: object) -> None:
-        """Append one JSON object; what is not finite becomes null."""
-        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-        with open(self.metrics_path, "a") as file:
-            file.write(json.dumps(clean) + "\n")
+        """Append one JSON object; what is not finite becomes null. For TensorBoard it needs a kind and a step."""
+        if not self.folder:
+            return
+        self.num_records += self._append(self.metrics_path, json.dumps(_without_nan(values)))
+        if self._board:
+            for name, value in _scalars(values):
+                self._board.add_scalar(f"{values['kind']}/{name}", value, values["step"])
+            self._board.flush()
+
+
+    def _append(self, path: Path, text: str) -> bool:
+        """Add a whole line or nothing; False when there is no space for it, which must not cost the run."""
+        line = (text + "\n").encode()
+        try:
+            with open(path, "ab", buffering=0) as file:
+                size = file.tell()
+                if file.write(line) < len(line):
+                    file.truncate(size)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            if not self._lost_lines:
+                print(f"warning: {path}: cannot be written ({error.strerror}), lines are lost", file=sys.stderr)
+            self._lost_lines += 1
+            return False
+        return True
+
+
+def _without_nan(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _without_nan(each) for key, each in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _scalars(values: dict, prefix: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _scalars(value, f"{prefix}{name}/")
+        elif isinstance(value, (int, float)):
+            yield prefix + name, value
+
+
+def _open_board(folder: Path):
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError(f"--tensorboard: {error}; pip install tensorboard, or leave the flag out") from error
+    return SummaryWriter(str(folder / "tensorboard"))
 
 
 @contextlib.contextmanager
-def collected_messages(logger: logging.Logger) -> Iterator[list[str]]:
-    """The logger's messages of the block, from INFO on, for whoever has no log to write to yet."""
+def collected_messages(*names: str) -> Iterator[list[str]]:
+    """What the named loggers say in the block, from INFO on, for whoever has no log to write to yet."""
     messages: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: messages.append(record.getMessage())
-    level, propagate = logger.level, logger.propagate
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
+    loggers = [logging.getLogger(name) for name in names]
+    before = [(logger.level, logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
     try:
         yield messages
     finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-        logger.propagate = propagate
+        for logger, (level, propagate) in zip(loggers, before, strict=True):
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+            logger.propagate = propagate
 
 
-def progress_bar(total: int, description: str) -> tqdm:
+def progress_bar(total: int, description: str, done: int = 0) -> tqdm:
     """A bar on a terminal, silence elsewhere (the log lines say enough there)."""
-    return tqdm(total=total, desc=description, disable=not sys.stderr.isatty(), leave=False,
+    return tqdm(total=total, initial=done, desc=description, disable=not sys.stderr.isatty(), leave=False,
                 dynamic_ncols=True)

@@ -44,6 +44,20 @@ class FrozenLLM(nn.Module):
         return self.model.config.hidden_size
 
     @property
+    def device(self) -> torch.device:
+        """Where it takes its inputs."""
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The decoder layers, first to last. Raises UserError for a model whose layers are unknown here."""
+        layers = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        if not layers:
+            raise UserError(f"{FLAG}: the layers of a {self.model.config.model_type} model are unknown here; leave out "
+                            "--gradient-checkpointing and --shard-llm, or take a llama, mistral, qwen2 or qwen3 model")
+        return layers
+
+    @property
     def token_scale(self) -> float:
         """Root mean square of the token embeddings, the scale of what the LLM is used to read."""
         weight = self.model.get_input_embeddings().weight.detach()
@@ -58,7 +72,7 @@ class FrozenLLM(nn.Module):
     def prompt(self, contexts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Prompt embeddings [B, L, D] and their validity bool [B, L]; contexts: B texts that follow it, `` for none."""
         embeddings = self.model.get_input_embeddings()
-        ids, valid = self.text.batch(contexts, embeddings.weight.device)
+        ids, valid = self.text.batch(contexts, self.device)
         return embeddings(ids), valid
 
     def checkpoint_layers(self) -> None:
@@ -67,9 +81,8 @@ class FrozenLLM(nn.Module):
         Hugging Face's own switch works in train mode only, which would bring dropout. There is none here, so that the
         second computation needs no random state.
         """
-        for layer in self.model.modules():
-            if isinstance(layer, GradientCheckpointingLayer):
-                layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+        for layer in self.layers:
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
 
     def forward(self, embeddings: Tensor, mask: Tensor, position_ids: Tensor) -> Tensor:
         """Last hidden states [B, T, D] of embeddings [B, T, D].

@@ -1,18 +1,14 @@
-"""What every benchmark shares: timing, the description of the machine, and the written result."""
+"""What every benchmark shares: timing, memory, and the written result."""
 
 import json
-import os
-import platform
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 
 from utils.files import replacing
-
-PACKAGES = ("torch", "torchvision", "transformers", "numpy", "shapely", "scipy", "pillow", "nuscenes-devkit")
+from utils.machine import machine
 
 
 def timed(work: Callable, *arguments: object) -> tuple[object, float]:
@@ -35,23 +31,6 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     }
 
 
-def machine() -> dict[str, object]:
-    """Processor, usable cores, system and the versions of the packages that matter."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = None
-    return {
-        "processor": _processor_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "system": platform.platform(terse=True),
-        "python": platform.python_version(),
-        "packages": versions,
-    }
-
-
 def private_memory_mb() -> float:
     """Memory of this process that no file backs, in MB; not a number where Linux's /proc is not there."""
     try:
@@ -67,12 +46,3 @@ def write_result(path: str | None, stage: str, settings: dict, result: dict) -> 
         content = {"stage": stage, "settings": settings, "machine": machine(), "result": result}
         with replacing(path) as file:
             file.write(json.dumps(content, indent=1).encode())
-
-
-def _processor_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
