@@ -34,7 +34,7 @@ from utils.frame import CLASSES, PC_RANGES
 from utils.machine import machine, source_commit
 from utils.parameter_table import format_parameter_table, parameter_rows
 from utils.run_lock import RunLock
-from utils.run_log import RunLog, collected_messages
+from utils.run_log import RunLog, collected_messages, drop_later_records
 
 
 def open_caches(args: argparse.Namespace) -> tuple[GTCache, GTCache]:
@@ -67,7 +67,7 @@ def build_loader(
     batches = (GlobalBatches(len(dataset), args.batch_size, args.accumulation_steps, args.seed, ranks) if train
                else batches_of_rank(len(dataset), args.batch_size, ranks))
     return DataLoader(dataset, batch_sampler=batches, num_workers=args.num_workers, collate_fn=collate,
-                      pin_memory=torch.cuda.is_available(), worker_init_fn=ignore_signals,
+                      pin_memory=args.device != "cpu" and torch.cuda.is_available(), worker_init_fn=ignore_signals,
                       timeout=args.rank_timeout if args.num_workers else 0,
                       generator=torch.Generator())  # of its own, or it would draw from the model's dropout
 
@@ -153,20 +153,22 @@ def prepare(
     folder = ranks.from_main(lambda: open_folder(args, held))
     path = ranks.from_main(lambda: find_checkpoint(args.resume, folder)) if args.resume else None
     checkpoint = load_checkpoint(path) if path else None
-    digest, global_batch = caches[0].meta["digest"], loaders[0].batch_sampler.global_batch
+    digests = {f"{split}_digest": cache.meta["digest"] for split, cache in zip(("train", "val"), caches, strict=True)}
+    global_batch = loaders[0].batch_sampler.global_batch
     differences = ranks.from_main(
-        lambda: check_resumed_settings(path, checkpoint, args, config, digest, global_batch) if path else []
+        lambda: check_resumed_settings(path, checkpoint, args, config, digests, global_batch) if path else []
     )
     if args.shard_llm:
         ranks.from_main(lambda: check_sharding(config, ranks.world_size))
-    trainer = Trainer(args, config, *loaders, digest, ranks, watch)
+    trainer = Trainer(args, config, *loaders, ranks, watch)
     lines = describe(trainer, loaders, differences)
     if checkpoint:
         trainer.restore(checkpoint, path)
         lines.append(f"going on from {path}, after step {trainer.step}")
-    kept = checkpoint["num_records"] if checkpoint else 0
-    trainer.start(folder, RunLog(folder if ranks.is_main else None, kept, args.tensorboard))
+    recorded = checkpoint["num_records"] if checkpoint else 0
     ranks.from_main(lambda: write_config(folder / "config.json", args, config, loaders, ranks))
+    recorded = ranks.from_main(lambda: drop_later_records(folder, recorded))
+    trainer.start(folder, RunLog(folder if ranks.is_main else None, recorded, args.tensorboard, trainer.step))
     return trainer, lines
 
 

@@ -37,6 +37,7 @@ if [ "$NNODES" != 1 ] && [ -z "$MASTER_ADDR" ]; then
 fi
 read_settings
 [ "$NODE_RANK" != 0 ] || make_missing_caches "$@"  # the others wait for this one
+[ "${DEVICE:-}" != cpu ] || NPROC_PER_NODE=${NPROC_PER_NODE:-1}
 NPROC_PER_NODE=${NPROC_PER_NODE:-$(python -c 'import torch; print(max(torch.cuda.device_count(), 1))')}
 LAUNCH=(--nproc-per-node "$NPROC_PER_NODE" --max-restarts "$MAX_RESTARTS")
 if [ "$NNODES" = 1 ]; then

@@ -19,7 +19,7 @@ from training.interruption import SignalWatch
 from training.trainer import Trainer
 from utils.checkpoint import load_checkpoint
 from utils.distributed import Ranks
-from utils.run_log import RunLog
+from utils.run_log import RunLog, drop_later_records
 
 ALONE = Ranks()
 
@@ -37,11 +37,12 @@ def make_trainer(folder: Path, world: Path, caches: dict[str, Path], *flags: str
     config = config or micro_config(decoder=replace(micro_config().decoder, dropout=dropout))
     opened = {split: GTCache.open(path) for split, path in caches.items()}
     loaders = [build_loader(args, config, opened[split], split == "train", ranks) for split in ("train", "val")]
-    trainer = Trainer(args, config, *loaders, opened["train"].meta["digest"], ranks, SignalWatch())
+    trainer = Trainer(args, config, *loaders, ranks, SignalWatch())
     checkpoint = load_checkpoint(resume) if resume else {"num_records": 0}
     if resume:
         trainer.restore(checkpoint, resume)
-    trainer.start(folder, RunLog(folder if ranks.is_main else None, checkpoint["num_records"]))
+    recorded = drop_later_records(folder, checkpoint["num_records"]) if ranks.is_main else 0
+    trainer.start(folder, RunLog(folder if ranks.is_main else None, recorded))
     return trainer
 
 

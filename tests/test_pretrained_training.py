@@ -38,7 +38,7 @@ def test_training_and_evaluating_with_pretrained_parts(frozen_parts, synthetic_w
     common = ["--dataroot", synthetic_world, "--num-workers", 0]
     run(
         monkeypatch, train_map_detection.main, *common, "--preset", "base", "--epochs", 1, "--log-interval", 1,
-        "--qformer-pretrained", frozen_parts / "blip2", "--llm-path", frozen_parts / "llm", "--lora-rank", 2,
+        "--warmup-steps", 1, "--qformer-pretrained", frozen_parts / "blip2", "--llm-path", frozen_parts / "llm", "--lora-rank", 2,
         "--prompt", "map car", "--prompt-context", "--gradient-checkpointing", "--output-dir", out,
     )  # fmt: skip
     printed = capsys.readouterr().out
@@ -70,7 +70,7 @@ def test_other_frozen_weights_are_refused_by_name(frozen_parts, synthetic_world,
     common = ["--dataroot", synthetic_world, "--num-workers", 0]
     parts = ["--qformer-pretrained", frozen_parts / "blip2", "--llm-path", frozen_parts / "llm"]
     run(monkeypatch, train_map_detection.main, *common, "--preset", "base", "--epochs", 1, "--prompt", "map",
-        "--output-dir", out, *parts)
+        "--warmup-steps", 1, "--output-dir", out, *parts)
     other = made_llm("llama")
     with torch.no_grad():
         other.model.layers[1].mlp.up_proj.weight.mul_(1.5)

@@ -243,7 +243,7 @@ def test_a_broken_jpeg_names_its_sample(tmp_path, synthetic_world, caches):
     "flags",
     ["--batch-size 0", "--epochs 0", "--lr-decoder -1", "--lr-decoder nan", "--grad-clip 0", "--seed -1",
      "--mirror 1.5", "--fp16 --precision bf16", "--accumulation-steps 0", "--ema-decay 1", "--rank-timeout nan",
-     "--resume auto", "--keep-last -1",
+     "--resume auto", "--keep-last -1", "--lr-decoder inf", "--rank-timeout 1e10",
      pytest.param("--device cuda", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"))],
 )
 def test_a_flag_that_cannot_be_meant_is_named(flags):
@@ -258,8 +258,9 @@ def resumable(tmp_path, synthetic_world, caches):
     checkpoint = trainer.state([])
     path = tmp_path / "checkpoint_epoch_1.pth"
 
-    def check(digest=trainer.train_digest, global_batch=4):
-        return check_resumed_settings(path, checkpoint, trainer.args, trainer.config, digest, global_batch)
+    def check(global_batch=4, **other):
+        digests = {name: checkpoint[name] for name in ("train_digest", "val_digest")} | other
+        return check_resumed_settings(path, checkpoint, trainer.args, trainer.config, digests, global_batch)
 
     return trainer, check
 
@@ -280,8 +281,9 @@ def test_other_changes_are_listed_and_wrong_names_refused(resumable):
     trainer, check = resumable
     trainer.args.num_workers, trainer.args.log_interval = 7, 9
     assert check() == ["log_interval 1 -> 9", "num_workers 0 -> 7"]
-    with pytest.raises(UserError, match="train_digest .* this run has 0ther"):
-        check(digest="0ther")
+    for name in ("train_digest", "val_digest"):
+        with pytest.raises(UserError, match=f"{name} .* this run has 0ther"):
+            check(**{name: "0ther"})
     with pytest.raises(UserError, match="a step took 4 samples, here it takes 6 .*--reshuffle"):
         check(global_batch=6)
     trainer.args.reshuffle = True
@@ -292,6 +294,36 @@ def test_other_changes_are_listed_and_wrong_names_refused(resumable):
     trainer.args.allow_changed = "lr"
     with pytest.raises(UserError, match="--allow-changed lr: no such setting; there are .*lr_decoder"):
         check()
+
+
+def test_changes_that_were_allowed_are_made(tmp_path, synthetic_world, caches):
+    first = make_trainer(tmp_path, synthetic_world, caches)
+    first.train_epoch()
+    first.save("checkpoint_epoch_1.pth")
+    path = tmp_path / "checkpoint_epoch_1.pth"
+    changed = ("--weight-decay", "0.5", "--precision", "fp16")
+    second = make_trainer(tmp_path, synthetic_world, caches, *changed, resume=path)
+    assert {group["weight_decay"] for group in second.optimizer.param_groups} == {0.5}
+    assert second.scaler.is_enabled() and second.step == 2
+    second.train_epoch()
+
+
+def test_the_newest_checkpoint_stays_when_only_the_best_is_written(tmp_path, synthetic_world, caches):
+    """A later one of another course, such as a damaged one, must not count as the newest."""
+    (tmp_path / "checkpoint_epoch_2.pth").write_bytes(b"damaged")
+    trainer = make_trainer(tmp_path, synthetic_world, caches, "--keep-last", "1", "--save-interval", "2")
+    trainer.train_epoch()
+    trainer.save("checkpoint_epoch_1.pth")
+    (tmp_path / "checkpoint_epoch_2.pth.set_aside").rename(tmp_path / "checkpoint_epoch_2.pth")
+    trainer.save("best_model.pth")
+    assert (tmp_path / "checkpoint_epoch_1.pth").exists()
+
+
+def test_a_step_to_save_after_that_ends_an_epoch_is_saved_too(tmp_path, synthetic_world, caches):
+    make_trainer(tmp_path, synthetic_world, caches, "--save-every-steps", "2", "--save-interval", "5", "--epochs", "3",
+                 "--keep-last", "0").run()
+    assert sorted(path.name for path in tmp_path.glob("checkpoint_*")) == [
+        f"checkpoint_epoch_{n}.pth" for n in (1, 2, 3)]
 
 
 def test_a_step_of_other_size_begins_the_epoch_again(tmp_path, synthetic_world, caches):

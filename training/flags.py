@@ -1,6 +1,7 @@
 """The flags of train_map_detection.py."""
 
 import argparse
+import importlib.util
 
 import torch
 
@@ -13,6 +14,7 @@ from utils.files import default_dataroot
 # Precision -> what autocast computes in; None: no autocast.
 AUTOCAST = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
+_LONGEST_TIMEOUT = 30 * 86_400.0  # seconds; the system's clocks do not take any number
 _AT_LEAST_ONE = ("epochs", "batch_size", "accumulation_steps", "log_interval", "save_interval", "eval_interval")
 _NOT_NEGATIVE = ("lr_qformer", "lr_queries", "lr_decoder", "lr_lora", "weight_decay", "warmup_steps", "num_workers",
                  "save_every_steps", "keep_last")
@@ -98,7 +100,7 @@ def _check(args: argparse.Namespace) -> None:
     """Refuse values that cannot be meant, and settle the ones that depend on others."""
     for names, least in ((_AT_LEAST_ONE, 1), (_NOT_NEGATIVE, 0)):
         for name in names:
-            if not getattr(args, name) >= least:
+            if not least <= getattr(args, name) < float("inf"):
                 raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least {least}")
     for name in ("mirror", "photometric"):
         if not 0 <= getattr(args, name) <= 1:
@@ -107,9 +109,12 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"--ema-decay {args.ema_decay}: must be at least 0 and below 1")
     if not 0 <= args.seed < 2**31:
         raise UserError(f"--seed {args.seed}: must be between 0 and {2**31 - 1}")
-    for name in ("grad_clip", "rank_timeout"):
-        if not 0 < getattr(args, name) < float("inf"):
-            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be positive")
+    if not 0 < args.grad_clip < float("inf"):
+        raise UserError(f"--grad-clip {args.grad_clip}: must be positive")
+    if not 0 < args.rank_timeout <= _LONGEST_TIMEOUT:
+        raise UserError(f"--rank-timeout {args.rank_timeout:g}: must be positive and at most {_LONGEST_TIMEOUT:g}")
+    if args.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise UserError("--tensorboard: is not installed; pip install tensorboard, or leave the flag out")
     if args.resume == "auto" and not args.output_dir:
         raise UserError("--resume auto: looks in --output-dir, which is missing; give the run's folder")
     if args.device == "cuda" and not torch.cuda.is_available():

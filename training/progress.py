@@ -10,6 +10,9 @@ class Meter:
     """Time and waiting since the last reading, by a clock that no change of the date can move."""
 
     def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
         self._since, self._steps, self._samples, self._waited = time.monotonic(), 0, 0, 0.0
 
     def waited(self, seconds: float) -> None:
@@ -29,7 +32,7 @@ class Meter:
             "data_seconds": self._waited / max(self._steps, 1),
             "samples_per_s": self._samples / seconds,
         }
-        self.__init__()
+        self._begin()
         return found
 
 

@@ -32,15 +32,18 @@ def find_checkpoint(resume: str, folder: Path) -> Path | None:
 
 
 def check_resumed_settings(
-    path: Path, checkpoint: dict, args: argparse.Namespace, config: ModelConfig, train_digest: str, global_batch: int
+    path: Path, checkpoint: dict, args: argparse.Namespace, config: ModelConfig, digests: dict[str, str],
+    global_batch: int
 ) -> list[str]:
     """What differs between the checkpoint's settings and this run's, one text each.
 
+    digests: train_digest and val_digest, of the caches; with other ground truth, scores cannot be compared.
     Raises UserError for one that changes the result and is not among --allow-changed, and for a step of another number
     of samples without --reshuffle.
     """
-    before = _result_settings(config_of(checkpoint, path).to_dict(), checkpoint["args"], checkpoint["train_digest"])
-    now = _result_settings(config.to_dict(), vars(args), train_digest)
+    saved = {name: checkpoint[name] for name in digests}
+    before = _result_settings(config_of(checkpoint, path).to_dict(), checkpoint["args"], saved)
+    now = _result_settings(config.to_dict(), vars(args), digests)
     allowed = {name for name in args.allow_changed.split(",") if name}
     unknown = sorted(allowed - now.keys())
     if unknown:
@@ -65,6 +68,6 @@ def check_resumed_settings(
     return texts
 
 
-def _result_settings(model: Mapping, args: Mapping, train_digest: str) -> dict:
+def _result_settings(model: Mapping, args: Mapping, digests: Mapping) -> dict:
     settings = {name: value for name, value in model.items() if name not in _FREE_MODEL_SETTINGS}
-    return settings | {name: args.get(name) for name in RESULT_FLAGS} | {"train_digest": train_digest}
+    return settings | {name: args.get(name) for name in RESULT_FLAGS} | dict(digests)

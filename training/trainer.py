@@ -35,9 +35,9 @@ class Trainer:
     """
 
     def __init__(self, args: argparse.Namespace, config: ModelConfig, train_loader: DataLoader,
-                 val_loader: DataLoader, train_digest: str, ranks: Ranks, watch: SignalWatch):
+                 val_loader: DataLoader, ranks: Ranks, watch: SignalWatch):
         self.args, self.config, self.ranks, self.watch = args, config, ranks, watch
-        self.train_loader, self.val_loader, self.train_digest = train_loader, val_loader, train_digest
+        self.train_loader, self.val_loader = train_loader, val_loader
         self.sampler = train_loader.batch_sampler
         self.device = default_device(args.device)
         self.dtype = AUTOCAST[args.precision]
@@ -89,7 +89,8 @@ class Trainer:
             if self.validated:
                 self.train_epoch()
             last = self.epoch == self.args.epochs
-            saves = self.epoch % self.args.save_interval == 0 or last
+            every = self.args.save_every_steps
+            saves = self.epoch % self.args.save_interval == 0 or last or bool(every and self.step % every == 0)
             if self._saved_at is None and saves:  # before validation, whose failure must not cost the epoch
                 self.save(self._position_name())
             if not self.validated:
@@ -188,13 +189,13 @@ class Trainer:
             path = self.folder / name
             try:
                 save_checkpoint(self.state(rng_states), path)
-                if name == self._position_name():  # what another course of the run has left there would be the newest
-                    set_aside_later(path)
+                if name == self._position_name():
+                    set_aside_later(path)  # what another course of the run has left would be the newest
+                    remove_old(self.folder, self.args.keep_last)
             except UserError as error:
                 if must:
                     raise
                 return str(error)
-            remove_old(self.folder, self.args.keep_last)
             return ""
 
         problem = self.ranks.from_main(write)
@@ -215,7 +216,8 @@ class Trainer:
             "overflows": self.overflows,
             "num_records": self.log.num_records,
             "global_batch": self.sampler.global_batch,
-            "train_digest": self.train_digest,
+            "train_digest": self.train_loader.dataset.cache.meta["digest"],
+            "val_digest": self.val_loader.dataset.cache.meta["digest"],
             "model_state_dict": trainable_state(self.model),
             "ema_state_dict": self.ema.state_dict() if self.ema else {},
             "ema_steps": self.ema.steps if self.ema else 0,
@@ -233,12 +235,15 @@ class Trainer:
         """Go on from a checkpoint as if nothing had happened. Raises UserError when its tensors do not fit."""
         load_trainable(self.model, checkpoint, path, identity=self.frozen_identity)
         self.optimizer.load_state_dict(checkpoint["optimizer_state_dict"])
-        self.scaler.load_state_dict(checkpoint["scaler_state_dict"])
+        for group in self.optimizer.param_groups:  # which may have been allowed to change
+            group["weight_decay"] = self.args.weight_decay
+        if checkpoint["scaler_state_dict"]:  # empty where it was not trained in fp16
+            self.scaler.load_state_dict(checkpoint["scaler_state_dict"])
         for name in ("epoch", "steps_done", "step", "validated", "best_map", "overflows"):
             setattr(self, name, checkpoint[name])
         if checkpoint["global_batch"] != self.sampler.global_batch:  # --reshuffle
             self.steps_done, self.step = 0, self.epoch * self.sampler.steps_per_epoch
-        self._saved_at = self._position()
+        self._saved_at = self._position() if self.step and path.name == self._position_name() else None
         if self.ema:
             self.ema = WeightAverage(self.model, self.args.ema_decay)
             if checkpoint["ema_state_dict"]:

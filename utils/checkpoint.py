@@ -15,7 +15,7 @@ CHECKPOINT_KEYS = frozenset({
     "epoch", "model_state_dict", "optimizer_state_dict", "scheduler_state_dict", "args",  # what others expect
     "model_config", "frozen_identity", "ema_state_dict", "ema_steps", "scaler_state_dict", "best_map",
     "steps_done", "step", "validated", "overflows", "num_records", "rng_states",  # exact resumption
-    "global_batch", "train_digest",  # of what it may go on with
+    "global_batch", "train_digest", "val_digest",  # of what it may go on with
 })
 
 

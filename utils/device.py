@@ -4,11 +4,19 @@ import os
 
 import torch
 
+from utils.errors import UserError
+
 
 def default_device(kind: str = "auto") -> torch.device:
-    """The GPU if there is one and kind is not `cpu`; under torchrun each process of a machine takes its own."""
+    """The GPU if there is one and kind is not `cpu`; under torchrun each process of a machine takes its own.
+
+    Raises UserError when there are fewer GPUs than processes.
+    """
     if kind == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    index, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if index >= count:
+        raise UserError(f"LOCAL_RANK {index}: there are {count} GPUs here; start as many processes as there are GPUs")
+    device = torch.device("cuda", index)
     torch.cuda.set_device(device)
     return device

@@ -82,6 +82,10 @@ def join_ranks(timeout_s: float = 600.0, on_gpus: bool = False) -> Ranks:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Ranks()
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        size = os.environ["WORLD_SIZE"]
+        raise UserError(f"WORLD_SIZE {size}: {missing[0]} is not set beside it; start with torchrun, or unset both")
     timeout = timedelta(seconds=timeout_s)
     store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
     # torchrun's restarts share one store, in which the addresses of the dead would still stand (pytorch issue 135712).

@@ -16,32 +16,45 @@ from utils.errors import UserError
 from utils.files import replacing
 
 
+def drop_later_records(folder: Path, num_records: int) -> int:
+    """Leave the first num_records of a run's metrics.jsonl, whole lines only; returns how many there are.
+
+    Those that a run has written after its last checkpoint will come again. Raises UserError when it cannot be written.
+    """
+    path = folder / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    kept = [line for line in lines if line.endswith(b"\n")][:num_records]
+    if kept != lines:
+        with replacing(path) as file:
+            file.writelines(kept)
+    return len(kept)
+
+
 class RunLog:
     """Lines go to standard output and to <folder>/train.log, records to <folder>/metrics.jsonl and TensorBoard.
 
-    folder None: nothing goes anywhere, as on ranks that are not the main one. keep_records: how many the run that is
-    resumed had recorded when its checkpoint was written; later ones are dropped, their steps will come again.
+    folder None: nothing goes anywhere, as on ranks that are not the main one. num_records: those that metrics.jsonl
+    holds already; step: the last one they speak of. What cannot be written is lost and the run goes on.
     """
 
-    def __init__(self, folder: Path | None, keep_records: int = 0, tensorboard: bool = False):
+    def __init__(self, folder: Path | None, num_records: int = 0, tensorboard: bool = False, step: int = 0):
         """Raises UserError when TensorBoard is wanted and not installed."""
         self.folder = folder
-        self.num_records = keep_records
-        self._lost_lines = 0
-        self._board = _open_board(folder) if tensorboard and folder else None
+        self.num_records = num_records
+        self._has_lost = False
+        self._board = _open_board(folder, step) if tensorboard and folder else None
         if folder:
             self.text_path, self.metrics_path = folder / "train.log", folder / "metrics.jsonl"
-            lines = self.metrics_path.read_bytes().splitlines(keepends=True) if self.metrics_path.exists() else []
-            if len(lines) > keep_records:
-                with replacing(self.metrics_path) as file:
-                    file.writelines(lines[:keep_records])
 
     def line(self, text: str) -> None:
         """Print one line without breaking a progress bar."""
         if not self.folder:
             return
-        tqdm.write(text, file=sys.stdout)
-        sys.stdout.flush()
+        try:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+        except OSError:  # a closed terminal, a full disk behind `>`; what is buffered would fail again at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         self._append(self.text_path, text)
 
     def record(self, **values: object) -> None:
@@ -49,11 +62,15 @@ class RunLog:
         if not self.folder:
             return
         self.num_records += self._append(self.metrics_path, json.dumps(_without_nan(values)))
-        if self._board:
+        if not self._board:
+            return
+        try:
             for name, value in _scalars(values):
                 self._board.add_scalar(f"{values['kind']}/{name}", value, values["step"])
             self._board.flush()
-
+        except OSError as error:
+            self._warn(f"TensorBoard: cannot be written ({error.strerror or error}), it gets nothing more")
+            self._board = None
 
     def _append(self, path: Path, text: str) -> bool:
         """Add a whole line or nothing; False when there is no space for it, which must not cost the run."""
@@ -65,11 +82,15 @@ class RunLog:
                     file.truncate(size)
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            if not self._lost_lines:
-                print(f"warning: {path}: cannot be written ({error.strerror}), lines are lost", file=sys.stderr)
-            self._lost_lines += 1
+            if not self._has_lost:
+                self._warn(f"{path}: cannot be written ({error.strerror}), lines are lost")
+            self._has_lost = True
             return False
         return True
+
+    def _warn(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            print(f"warning: {text}", file=sys.stderr)
 
 
 def _without_nan(value: object) -> object:
@@ -86,12 +107,12 @@ def _scalars(values: dict, prefix: str = "") -> Iterator[tuple[str, float]]:
             yield prefix + name, value
 
 
-def _open_board(folder: Path):
+def _open_board(folder: Path, step: int):
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise UserError(f"--tensorboard: {error}; pip install tensorboard, or leave the flag out") from error
-    return SummaryWriter(str(folder / "tensorboard"))
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)  # later steps come again
 
 
 @contextlib.contextmanager
