@@ -38,8 +38,8 @@ def test_training_and_evaluating_with_pretrained_parts(frozen_parts, synthetic_w
     common = ["--dataroot", synthetic_world, "--num-workers", 0]
     run(
         monkeypatch, train_map_detection.main, *common, "--preset", "base", "--epochs", 1, "--log-interval", 1,
-        "--warmup-steps", 1, "--qformer-pretrained", frozen_parts / "blip2", "--llm-path", frozen_parts / "llm", "--lora-rank", 2,
-        "--prompt", "map car", "--prompt-context", "--gradient-checkpointing", "--output-dir", out,
+        "--qformer-pretrained", frozen_parts / "blip2", "--llm-path", frozen_parts / "llm", "--lora-rank", 2,
+        "--warmup-steps", 1, "--prompt", "map car", "--prompt-context", "--gradient-checkpointing", "--output-dir", out,
     )  # fmt: skip
     printed = capsys.readouterr().out
     assert "BLIP-2 from " in printed and "query tokens 1 tensors" in printed
