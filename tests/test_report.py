@@ -162,7 +162,9 @@ def test_the_page_shows_what_evaluate_measures_and_stands_alone(protocol, run, c
         assert row[:4] == (name, str(details["num_gt"]), str(details["num_pred"]), f"{details['recall']:.3f}")
         assert row[5] == f"{details['best_f1']['f1']:.3f}"
     assert f"mAP {expected['mAP']:.3f} on 4 samples" in capsys.readouterr().out
-    assert "2026-01-02 03:04" in page.text and "2 of 2 epochs, 4 steps" in page.text
+    settings = json.loads((run / "config.json").read_text())
+    assert settings["started"][:16].replace("T", " ") in page.text and settings["commit"][:12] in page.text
+    assert "2 of 2 epochs, 4 steps" in page.text and "8 training and 4 validation samples" in page.text
     assert "best_model.pth on 4 samples" in page.text and "Not evaluated" not in page.text
 
     levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
@@ -179,6 +181,14 @@ def test_the_page_shows_what_evaluate_measures_and_stands_alone(protocol, run, c
     for chart in page.all("svg"):
         assert chart.get("aria-hidden") == "true" or chart["role"] == "img" and chart["aria-label"]
     assert len(html) < 2e6
+
+
+def test_a_run_of_an_earlier_version_says_what_it_has_not_recorded(copy):
+    settings = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({name: settings[name] for name in ("args", "model_config")}))
+    text = Page(render_report(read_run(copy), None, "", {})).text
+    assert "2026-01-02 03:04" in text, "as the folder's name says"
+    assert re.search(r"Commit\s*not recorded", text) and re.search(r"Machine\s*not recorded", text)
 
 
 def test_a_run_without_checkpoint_still_shows_its_training(copy, monkeypatch, capsys):

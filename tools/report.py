@@ -8,12 +8,10 @@ says what was missing. Examples:
 """
 
 import argparse
-import platform
 import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -30,11 +28,9 @@ from evaluation.sample_f1 import SampleF1  # noqa: E402
 from evaluation.vectors import Vectors, ground_truth_of  # noqa: E402
 from utils.errors import UserError, run_cli  # noqa: E402
 from utils.files import default_dataroot, replacing, require_writable  # noqa: E402
+from utils.machine import machine  # noqa: E402
 
 MAX_GALLERY = 8  # samples of each kind: 24 of them are about 3 MB
-PACKAGES = ("torch", "torchvision", "transformers", "nuscenes-devkit", "numpy", "shapely", "scipy", "pillow")
-
-
 @dataclass(frozen=True)
 class Inputs:
     """What an evaluation needs."""
@@ -144,17 +140,6 @@ def draw_gallery(
     return gallery
 
 
-def software_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that shape results."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:  # training and evaluation from a cache need not have all of them
-            versions[package] = "not installed"
-    return versions
-
-
 def main() -> None:
     args = parse_args()
     run = read_run(args.run)
@@ -163,7 +148,9 @@ def main() -> None:
     inputs = "Not evaluated: --no-evaluation was given." if args.no_evaluation else find_inputs(args, run)
     evaluation = None if isinstance(inputs, str) else evaluate_run(args, inputs)
     missing = inputs if isinstance(inputs, str) else ""
-    page = render_report(run, evaluation, missing, software_versions())
+    here = machine()
+    versions = {"python": here["python"]} | {name: found or "not installed" for name, found in here["packages"].items()}
+    page = render_report(run, evaluation, missing, versions)
     content = page.encode("utf-8", errors="replace")  # names of files may hold what is no text
     with replacing(output) as file:
         file.write(content)

@@ -33,6 +33,7 @@ from utils.frame import CLASSES
 _STYLE_SHEET = Path(__file__).with_suffix(".css")
 # Whatever a file of the run brought into the page, a browser would fetch nothing and run nothing.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_COMMIT_LENGTH = 12  # characters; config.json has the whole
 _SECTIONS = {"result": "Result", "scores": "Precision, recall and scores", "samples": "Samples",
              "training": "Training", "settings": "Settings and versions"}  # fmt: skip
 
@@ -88,10 +89,13 @@ def _facts(run: RunFolder, evaluation: Evaluation | None) -> str:
     facts = {
         "Preset": run.setting("preset", "not recorded"),
         "Language model": _nested(run.settings, "model_config", "llm_path") or "not recorded",
-        "Started": _started(run.name),
+        "Started": _started(run),
         "Log last written": f"{written:%Y-%m-%d %H:%M %Z}",
         "Trained": f"{last:g} of {run.setting('epochs', '?')} epochs, {steps:g} steps",
-        "Data": run.setting("version", "not recorded"),
+        "Commit": str(run.settings.get("commit") or "not recorded")[:_COMMIT_LENGTH],
+        "Machine": _nested(run.settings, "machine", "gpu") or _nested(run.settings, "machine", "processor")
+        or "not recorded",
+        "Data": _data(run),
         "Splits": f"trained on {run.setting('train_split', '?')}, validated on {run.setting('val_split', '?')}",
         "Range": f"{run.setting('pc_range', '?')} m, ground truth in the style of {run.setting('gt_style', '?')}",
         "Scored for this report": f"{evaluation.num_samples:,} samples, {evaluation.data}" if evaluation else "nothing",
@@ -244,18 +248,27 @@ def _settings_section(run: RunFolder, evaluation: Evaluation | None, versions: M
     for title, value in run.settings.items():
         rows = [[name, shown] for name, shown in flatten_settings(value)]
         parts.append(html_table(f"config.json: {title}", ["setting", "value"], rows, kind="settings"))
-    caption = "Software that made this report (the run does not record that of the training)"
+    caption = "Software that made this report; that of the training stands under config.json: machine"
     parts.append(html_table(caption, ["package", "version"], list(versions.items()), kind="settings"))
     return f"<details><summary>All settings of the run, and versions</summary>{''.join(parts)}</details>"
 
 
-def _started(name: str) -> str:
-    """The start in the name that a run's folder gets by default."""
-    match = re.search(r"(\d{8}_\d{6})$", name)
+def _started(run: RunFolder) -> str:
+    """As the run has recorded it, in the time zone of its machine; older runs say it in their folder's name alone."""
+    try:
+        return f"{datetime.fromisoformat(run.settings['started']):%Y-%m-%d %H:%M %Z}"
+    except (KeyError, TypeError, ValueError):
+        match = re.search(r"(\d{8}_\d{6})$", run.name)
     try:
         return f"{datetime.strptime(match[1], '%Y%m%d_%H%M%S'):%Y-%m-%d %H:%M}" if match else "not recorded"
     except ValueError:
         return "not recorded"
+
+
+def _data(run: RunFolder) -> str:
+    counts = [_nested(run.settings, "samples", split) for split in ("train", "val")]
+    named = str(run.setting("version", "not recorded"))
+    return named if None in counts else f"{named}, {counts[0]:,} training and {counts[1]:,} validation samples"
 
 
 def _nested(settings: dict, part: str, name: str) -> object:

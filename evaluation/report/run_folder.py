@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.checkpoint_folder import checkpoints_in
 from utils.errors import UserError
 from utils.frame import CLASSES
 
@@ -19,7 +20,7 @@ class RunFolder:
     """One run, read; records are those of metrics.jsonl in the order of steps."""
 
     path: Path
-    settings: dict  # config.json: args, model_config, classes
+    settings: dict  # config.json: args, model_config, classes, samples, started, commit, machine, ...
     train: list[dict]  # epoch, step, loss and its parts, lr, grad_norm, seconds_per_step
     val: list[dict]  # epoch, step and result as `evaluate` returns it; epoch 0 is the untrained model
     unreadable: list[int]  # numbers (from 1) of lines that are no whole record: a killed run leaves half of one
@@ -40,9 +41,9 @@ class RunFolder:
         return max(self.val, key=lambda record: record["result"]["mAP"], default=None)
 
     def checkpoint(self) -> Path | None:
-        """The best checkpoint, else the final one, else that of the latest epoch; None where there is none."""
-        by_epoch = sorted(self.path.glob("checkpoint_epoch_*.pth"), key=lambda path: (len(path.name), path.name))
-        candidates = [self.path / "best_model.pth", self.path / "final_model.pth", *reversed(by_epoch)]
+        """The best checkpoint, else the final one, else the latest; None where there is none."""
+        latest_first = reversed(checkpoints_in(self.path))
+        candidates = [self.path / "best_model.pth", self.path / "final_model.pth", *latest_first]
         return next((path for path in candidates if path.is_file()), None)
 
 
