@@ -1,6 +1,7 @@
 """What happens to checkpoints: the writer killed, the disk full, the file cut short or altered."""
 
 import errno
+import multiprocessing
 import os
 import random
 import resource
@@ -12,6 +13,7 @@ from collections import OrderedDict
 import pytest
 import torch
 
+from tests.training_runs import fork_server
 from utils.checkpoint import CHECKPOINT_KEYS, load_checkpoint, save_checkpoint
 from utils.checkpoint_folder import remove_old
 from utils.errors import UserError
@@ -19,11 +21,11 @@ from utils.errors import UserError
 
 def made_checkpoint(step: int, numel: int = 1000) -> dict:
     """A checkpoint of which every value says the step."""
-    return dict.fromkeys(CHECKPOINT_KEYS, 0) | {
+    return dict.fromkeys(sorted(CHECKPOINT_KEYS), 0) | {
         "step": step,
         "model_state_dict": {"weight": torch.full((numel,), float(step)), "half": torch.full((3, 5), step).bfloat16()},
         "optimizer_state_dict": OrderedDict(state={0: {"step": torch.tensor(float(step))}}, groups=[{"lr": step / 3}]),
-        "rng_state": torch.full((64,), step, dtype=torch.uint8),
+        "rng_states": torch.full((64,), step, dtype=torch.uint8),
         "args": {"name": f"step {step}", "flags": (True, None, 2**70, -0.0)},
         "frozen_identity": {},
     }
@@ -49,24 +51,23 @@ def assert_refused(path) -> None:
     assert message.startswith(f"{path}: ") and "; " in message and "\n" not in message
 
 
-def start_saving(path, step: int) -> int:
-    """Id of a new process that saves one checkpoint after the other; it is about to begin."""
-    ready, begun = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            checkpoint = made_checkpoint(step, numel=500_000)
-            os.write(begun, b".")
-            while True:
-                save_checkpoint(checkpoint, path)
-                step += 1
-                checkpoint = made_checkpoint(step, numel=500_000)
-        finally:
-            os._exit(1)
-    os.close(begun)
-    assert os.read(ready, 1) == b"."
-    os.close(ready)
-    return pid
+def save_for_ever(path, step: int, begun) -> None:
+    checkpoint = made_checkpoint(step, numel=500_000)
+    begun.send(True)
+    while True:
+        save_checkpoint(checkpoint, path)
+        step += 1
+        checkpoint = made_checkpoint(step, numel=500_000)
+
+
+def start_saving(path, step: int) -> multiprocessing.Process:
+    """A new process that saves one checkpoint after the other; it is about to begin."""
+    server = fork_server()
+    ready, begun = server.Pipe(duplex=False)
+    process = server.Process(target=save_for_ever, args=(path, step, begun))
+    process.start()
+    assert ready.poll(60) and ready.recv()
+    return process
 
 
 def test_a_writer_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
@@ -77,10 +78,11 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
     rng = random.Random(0)
     step, half_written = 1, 0
     for _ in range(20):
-        pid = start_saving(path, step + 1)
+        writer = start_saving(path, step + 1)
         time.sleep(rng.uniform(0, 4 * seconds))
-        os.kill(pid, signal.SIGKILL)
-        assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
+        writer.kill()
+        writer.join()
+        assert writer.exitcode == -signal.SIGKILL
         half_written += len(os.listdir(tmp_path)) > 1
         found = load_checkpoint(path)
         assert found["step"] >= step

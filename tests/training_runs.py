@@ -51,13 +51,19 @@ class Run:
         return self.outputs[rank].read_text()
 
 
+def fork_server() -> multiprocessing.context.ForkServerContext:
+    """A server that has done the imports, which take longer than what is tested, and has no threads to lose."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["tests.micro_training"])
+    return server
+
+
 def start(world: Path, folder: Path, *flags: str, ranks: int = 1, **environment: str) -> Run:
     """Start a run in its output folder, as the script or torchrun would.
 
     The processes are forked from a server that has done the imports, which take longer than the training.
     """
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["tests.micro_training"])
+    server = fork_server()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
