@@ -159,7 +159,7 @@ def test_a_flipped_bit_of_a_tensor_is_refused(tmp_path):
     data = path.read_bytes()
     rng = random.Random(0)
     state = checkpoint["model_state_dict"]
-    for tensor in (state["weight"], state["half"].view(torch.int16), checkpoint["rng_state"]):
+    for tensor in (state["weight"], state["half"].view(torch.int16), checkpoint["rng_states"]):
         content = tensor.numpy().tobytes()
         start = data.index(content)
         for _ in range(30):
