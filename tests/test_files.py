@@ -43,3 +43,10 @@ def test_a_folder_without_permission_is_refused(tmp_path):
 def test_two_outputs_in_one_place_are_refused(tmp_path):
     with pytest.raises(UserError, match="written twice"):
         require_writable(tmp_path / "file", tmp_path / "x" / ".." / "file")
+
+
+def test_an_output_in_the_place_of_an_input_is_refused(tmp_path):
+    (tmp_path / "cache").write_text("there")
+    with pytest.raises(UserError, match="cache: is what is read"):
+        require_writable(tmp_path / "x" / ".." / "cache", inputs=(None, tmp_path / "cache"))
+    require_writable(tmp_path / "other", inputs=(None, tmp_path / "cache"))

@@ -71,7 +71,8 @@ def parse_args() -> argparse.Namespace:
     beside = ("--gt-cache", args.gt_cache) if args.checkpoint else ("--ground-truth", args.ground_truth)
     if not beside[1]:
         raise UserError(f"{beside[0]}: missing, there is nothing to compare with; see --help")
-    require_writable(args.json, args.save_predictions)
+    inputs = (args.checkpoint, args.gt_cache, args.predictions, args.ground_truth)
+    require_writable(args.json, args.save_predictions, inputs=inputs)
     return args
 
 

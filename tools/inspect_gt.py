@@ -47,7 +47,7 @@ def parse_args() -> argparse.Namespace:
         raise UserError(f"--samples: {args.samples}, expected 1 to {MAX_CELLS}; give a number in between")
     if args.seed < 0:
         raise UserError(f"--seed: {args.seed}, expected 0 or more; give another number")
-    require_writable(args.output, args.json)
+    require_writable(args.output, args.json, inputs=(args.gt_cache,))
     return args
 
 

@@ -69,7 +69,7 @@ def parse_args() -> argparse.Namespace:
         raise UserError(f"--score-threshold {args.score_threshold}: scores are 0 to 1; choose one of these")
     if args.batch_size < 1 or args.num_workers < 0:
         raise UserError(f"--batch-size {args.batch_size} --num-workers {args.num_workers}: at least 1 and 0 are needed")
-    require_writable(args.output)
+    require_writable(args.output, inputs=(args.checkpoint, args.gt_cache))
     return args
 
 

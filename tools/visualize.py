@@ -87,7 +87,7 @@ def check_args(args: argparse.Namespace) -> None:
         raise UserError(f"--fps: {args.fps}, expected more than 0 and at most {MAX_FPS:g}; 2 is real time")
     if args.seed < 0:
         raise UserError(f"--seed: {args.seed}, expected 0 or more; give another number")
-    require_writable(args.output)
+    require_writable(args.output, inputs=(args.gt_cache, args.predictions, args.checkpoint))
 
 
 def main() -> None:

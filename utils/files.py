@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from utils.errors import UserError
@@ -13,10 +13,10 @@ def default_dataroot() -> str:
     return os.environ.get("NUSCENES_DATAROOT") or "data/nuscenes"
 
 
-def require_writable(*paths: str | Path | None) -> None:
+def require_writable(*paths: str | Path | None, inputs: Iterable[str | Path | None] = ()) -> None:
     """Raise UserError when one of the files could not be made or replaced, before work is lost on it; makes nothing.
 
-    None stands for a file that nobody asked for.
+    None stands for a file that nobody asked for. None of them may be one of the inputs, which would be lost.
     """
     wanted = [Path(path) for path in paths if path is not None]
     for path in wanted:
@@ -26,7 +26,10 @@ def require_writable(*paths: str | Path | None) -> None:
         if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
             raise UserError(f"{path}: cannot be written, {folder} is not a writable folder; choose another place")
     places = [path.resolve() for path in wanted]
+    read = {Path(path).resolve() for path in inputs if path is not None}
     for path, place in zip(wanted, places, strict=True):
+        if place in read:
+            raise UserError(f"{path}: is what is read; give the output a file of its own")
         if places.count(place) > 1:
             raise UserError(f"{path}: is to be written twice; give each output a file of its own")
 
