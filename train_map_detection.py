@@ -1,8 +1,13 @@
 #!/usr/bin/env python3
 """Train the map detector: flags -> build -> epochs of train and validate -> checkpoints.
 
-A synthetic world on two CPU cores: bash scripts/quickstart.sh
-nuScenes on one GPU: bash scripts/train_stage2.sh; on several: bash scripts/train_stage2_distributed.sh
+scripts/train_stage2.sh and scripts/train_stage2_distributed.sh start it and make missing caches first.
+
+Examples:
+  python train_map_detection.py --dataroot data/nuscenes --output-dir outputs/first
+  python train_map_detection.py --dataroot data/nuscenes --output-dir outputs/first --resume auto
+  python train_map_detection.py --preset tiny --dataroot D --lr-qformer 1e-3 --lr-queries 1e-3 --lr-decoder 1e-3
+  torchrun --standalone --nproc-per-node 4 train_map_detection.py --batch-size 1 --dataroot data/nuscenes
 """
 
 import argparse
@@ -173,7 +178,7 @@ def prepare(
 
 
 def main() -> None:
-    args = parse_args(__doc__.splitlines()[0])
+    args = parse_args(__doc__)
     ranks = join_ranks(args.rank_timeout, on_gpus=args.device != "cpu" and torch.cuda.is_available())
     with SignalWatch() as watch, contextlib.ExitStack() as held:
         held.callback(end_workers)

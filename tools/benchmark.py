@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tools.benchmarks import checkpoint, evaluation, gt, memory, params, step  # noqa: E402
 from tools.benchmarks.common import write_result  # noqa: E402
+from utils.command_line import documented_parser  # noqa: E402
 from utils.errors import run_cli  # noqa: E402
 from utils.files import require_writable  # noqa: E402
 
@@ -26,14 +27,18 @@ STAGES = {
 }  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_args() -> argparse.Namespace:
+    parser = documented_parser(__doc__)
     stages = parser.add_subparsers(dest="stage", required=True)
     for name, module in STAGES.items():
         stage = stages.add_parser(name, help=module.__doc__.splitlines()[0], description=module.__doc__)
         module.add_arguments(stage)
         stage.add_argument("--json", help="write settings, machine and figures here too")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
     require_writable(args.json)
     result = STAGES[args.stage].run(args)
     settings = {key: value for key, value in vars(args).items() if key not in ("stage", "json")}

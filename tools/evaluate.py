@@ -36,6 +36,7 @@ from evaluation.formats import (  # noqa: E402
 from evaluation.frames import to_lidar  # noqa: E402
 from evaluation.ranges import lies_in, require_range, share_outside, smallest_range  # noqa: E402
 from evaluation.vectors import Vectors, ground_truth_of  # noqa: E402
+from utils.command_line import documented_parser  # noqa: E402
 from utils.errors import UserError, run_cli  # noqa: E402
 from utils.files import default_dataroot, replacing, require_writable  # noqa: E402
 from utils.frame import PC_RANGES  # noqa: E402
@@ -44,7 +45,7 @@ MIN_SHARE = 500  # samples a process: starting one takes as long as matching a f
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = documented_parser(__doc__)
     parser.add_argument("--checkpoint", help="a .pth file of train_map_detection.py")
     parser.add_argument("--gt-cache", help="the split, made by tools/generate_gt_cache.py")
     parser.add_argument("--dataroot", default=default_dataroot(), help="folder with the images (default: %(default)s)")

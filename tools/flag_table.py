@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from training.flags import build_parser  # noqa: E402
+from utils.command_line import documented_parser  # noqa: E402
 from utils.errors import UserError, run_cli  # noqa: E402
 from utils.files import replacing  # noqa: E402
 
@@ -22,7 +23,7 @@ BEGIN, END = "<!-- flags: made by tools/flag_table.py --write -->", "<!-- end of
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = documented_parser(__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--write", action="store_true", help="put the table between its marks in the guide")
     what.add_argument("--check", action="store_true", help="compare, change nothing")

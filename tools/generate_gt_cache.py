@@ -34,6 +34,7 @@ from data.records import SampleRecord  # noqa: E402
 from data.splits import SPLITS, resolve_split  # noqa: E402
 from data.vectorize import BOUNDARY_MARGIN, MapVectorizer, patch_pose  # noqa: E402
 from tools.gt_notes import absence_warnings, absent_classes, left_out_notes  # noqa: E402
+from utils.command_line import documented_parser  # noqa: E402
 from utils.errors import UserError, run_cli  # noqa: E402
 from utils.files import default_dataroot, replacing, require_writable  # noqa: E402
 from utils.frame import CLASSES, PC_RANGES  # noqa: E402
@@ -44,7 +45,7 @@ _vectorizers: dict[str, MapVectorizer] = {}
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = documented_parser(__doc__)
     parser.add_argument("--split", required=True, choices=SPLITS, help="train means mini_train in v1.0-mini")
     parser.add_argument(
         "--dataroot", default=None, help="nuScenes folder (default: $NUSCENES_DATAROOT, else data/nuscenes)"

@@ -22,6 +22,7 @@ from data.gt_cache import GTCache, range_name  # noqa: E402
 from evaluation.pictures.contact_sheet import MAX_CELLS, Cell, draw_contact_sheet  # noqa: E402
 from evaluation.vectors import Vectors  # noqa: E402
 from tools.gt_notes import absence_warnings, absent_classes, left_out_notes  # noqa: E402
+from utils.command_line import documented_parser  # noqa: E402
 from utils.errors import UserError, run_cli  # noqa: E402
 from utils.files import replacing, require_writable  # noqa: E402
 from utils.frame import CLASSES  # noqa: E402
@@ -34,7 +35,7 @@ SETTINGS = ("version", "split", "gt_style", "pc_range", "devkit_version", "shape
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = documented_parser(__doc__)
     parser.add_argument("--gt-cache", required=True, help="from tools/generate_gt_cache.py")
     parser.add_argument("--output", help="write a contact sheet of random samples here, a PNG file")
     parser.add_argument("--samples", type=int, default=24, help="of the contact sheet (default 24)")

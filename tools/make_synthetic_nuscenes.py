@@ -1,6 +1,7 @@
 """Write a synthetic dataset in nuScenes' format: procedural towns, rendered cameras, tables, map expansion.
 
-python tools/make_synthetic_nuscenes.py --out DIR --train-scenes 15 --val-scenes 5 --samples-per-scene 40
+Example:
+  python tools/make_synthetic_nuscenes.py --out DIR --train-scenes 15 --val-scenes 5 --samples-per-scene 40
 """
 
 import argparse
@@ -13,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.synthetic.plan import WorldSettings  # noqa: E402
 from data.synthetic.world import check_target, write_world  # noqa: E402
+from utils.command_line import documented_parser  # noqa: E402
 from utils.errors import UserError, run_cli  # noqa: E402
 
 SPLITS = {"v1.0-trainval": ("train", "val"), "v1.0-mini": ("mini_train", "mini_val")}
@@ -20,7 +22,7 @@ SMALLEST_IMAGE, LARGEST_IMAGE = 64, 4096
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = documented_parser(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="the dataroot to make")
     parser.add_argument("--train-scenes", type=int, default=15)
     parser.add_argument("--val-scenes", type=int, default=5)

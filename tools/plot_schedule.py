@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np  # noqa: E402
 
 from evaluation.report.charts import HEIGHT, WIDTH, Axis, Series, line_chart  # noqa: E402
+from utils.command_line import documented_parser  # noqa: E402
 from utils.errors import UserError, run_cli  # noqa: E402
 from utils.files import replacing  # noqa: E402
 from utils.optim import lr_factor  # noqa: E402
@@ -27,7 +28,7 @@ polyline { fill: none; stroke: #0072b2; stroke-width: 2; }
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = documented_parser(__doc__)
     parser.add_argument("--total-steps", type=int, required=True, help="optimizer steps of the run")
     parser.add_argument("--warmup-steps", type=int, default=500)
     parser.add_argument("--output", required=True, help="an .svg file")

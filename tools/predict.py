@@ -27,6 +27,7 @@ from evaluation.formats import write_maptr_predictions, write_streammapnet_predi
 from evaluation.geojson import FRAMES, in_frame, require_origins, write_geojson  # noqa: E402
 from evaluation.inference import in_batches, predict_samples  # noqa: E402
 from evaluation.vectors import Vectors  # noqa: E402
+from utils.command_line import documented_parser  # noqa: E402
 from utils.errors import UserError, run_cli  # noqa: E402
 from utils.files import default_dataroot, require_writable  # noqa: E402
 
@@ -37,7 +38,7 @@ MODALITY = {"use_camera": True, "use_lidar": False, "use_radar": False, "use_map
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = documented_parser(__doc__)
     parser.add_argument("--checkpoint", required=True, help="a .pth file of train_map_detection.py")
     add_weight_arguments(parser)
     source = parser.add_mutually_exclusive_group(required=True)

@@ -2,7 +2,9 @@
 """A run as one HTML page: scores, curves, a gallery of samples, settings. It opens from disk, without a network.
 
 Checkpoint, cache and images are found from the run's folder and its config.json unless they are given; the page
-says what was missing. Examples:
+says what was missing.
+
+Examples:
   python tools/report.py --run outputs/<run>
   python tools/report.py --run outputs/<run> --gt-cache F.safetensors --dataroot D --output report.html
 """
@@ -26,6 +28,7 @@ from evaluation.report.page import Evaluation, render_report  # noqa: E402
 from evaluation.report.run_folder import RunFolder, read_run  # noqa: E402
 from evaluation.sample_f1 import SampleF1  # noqa: E402
 from evaluation.vectors import Vectors, ground_truth_of  # noqa: E402
+from utils.command_line import documented_parser  # noqa: E402
 from utils.errors import UserError, run_cli  # noqa: E402
 from utils.files import default_dataroot, replacing, require_writable  # noqa: E402
 from utils.machine import machine  # noqa: E402
@@ -41,7 +44,7 @@ class Inputs:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = documented_parser(__doc__)
     parser.add_argument("--run", required=True, help="output folder of train_map_detection.py")
     parser.add_argument("--output", help="HTML file to write (default: report.html in the run's folder)")
     parser.add_argument("--checkpoint", help="default: the run's best_model.pth, else its last one")

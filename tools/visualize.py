@@ -34,6 +34,7 @@ from evaluation.pictures.drawing import FRAME, draw_sample  # noqa: E402
 from evaluation.ranges import require_range  # noqa: E402
 from evaluation.sample_f1 import F1_THRESHOLD, SampleF1, rank_by_f1, sample_f1  # noqa: E402
 from evaluation.vectors import Vectors, no_vectors  # noqa: E402
+from utils.command_line import documented_parser  # noqa: E402
 from utils.errors import UserError, run_cli  # noqa: E402
 from utils.files import default_dataroot, replacing, require_writable  # noqa: E402
 
@@ -41,7 +42,7 @@ MAX_FPS = 50.0  # GIF counts in hundredths of a second, and viewers slow down wh
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = documented_parser(__doc__)
     parser.add_argument("--gt-cache", required=True, help="from tools/generate_gt_cache.py")
     parser.add_argument(
         "--dataroot", default=None, help="nuScenes folder (default: $NUSCENES_DATAROOT, else data/nuscenes)"

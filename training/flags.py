@@ -8,6 +8,7 @@ import torch
 from data.gt_cache import GT_STYLES
 from data.splits import SPLITS
 from models.flags import add_model_arguments
+from utils.command_line import documented_parser
 from utils.errors import UserError
 from utils.files import default_dataroot
 
@@ -20,11 +21,18 @@ _NOT_NEGATIVE = ("lr_qformer", "lr_queries", "lr_decoder", "lr_lora", "weight_de
                  "save_every_steps", "keep_last")
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """The description as it stands, and defaults behind the help where there are any that it does not name itself."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        if action.default is None or action.default is False or action.default == "" or "default:" in action.help:
+            return action.help
+        return super()._get_help_string(action)
+
+
 def build_parser(description: str = "") -> argparse.ArgumentParser:
     """The parser of all flags, in groups."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = documented_parser(description, _HelpFormatter)
     _add_data_arguments(parser)
     add_model_arguments(parser)
     _add_training_arguments(parser)

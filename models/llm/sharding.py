@@ -7,12 +7,11 @@ trains (LoRA) and what lies outside the layers (embeddings, last norm: 0.3 of Vi
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
 
 from models.config import ModelConfig
 from models.llm.frozen import FrozenLLM
 from utils.errors import UserError
-
-_MIN_TORCH = (2, 7)  # the first whose fully_shard takes ignored_params
 
 
 def check_sharding(config: ModelConfig, num_ranks: int) -> None:
@@ -26,8 +25,6 @@ def check_sharding(config: ModelConfig, num_ranks: int) -> None:
         reason = "it shards frozen weights, --unfreeze-llm trains them; leave out one of them"
     elif num_ranks < 2:
         reason = "one process has nobody to share the LLM with; start several with torchrun, or leave it out"
-    elif torch.__version__ < _MIN_TORCH:
-        reason = f"needs torch >= {'.'.join(map(str, _MIN_TORCH))}, this is {torch.__version__}; install a newer one"
     if reason:
         raise UserError(f"--shard-llm: {reason}")
 
@@ -40,8 +37,6 @@ def shard_llm(llm: FrozenLLM, device: torch.device) -> None:
     frozen parameters are DTensors. Sharding itself exchanges nothing: the ranks of a machine may take turns.
     Raises UserError for a model whose layers are unknown here.
     """
-    from torch.distributed.fsdp import fully_shard  # not there in every torch that runs the rest
-
     layers = llm.layers
     cut = {id(parameter) for layer in layers for parameter in layer.parameters() if not parameter.requires_grad}
     # Nothing here may hold on to a parameter that is cut, or every layer would stay whole on the device to the end.
