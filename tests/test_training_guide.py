@@ -96,14 +96,14 @@ def anchors_of(text: str) -> set[str]:
 def test_its_commands_name_files_and_flags_that_exist():
     parser_flags = {option for action in build_parser()._actions for option in action.option_strings}
     others = {"--write", "--check", "--help", "--run", "--total-steps", "--warmup-steps", "--output", "--folder",
-              "--max-restarts"}  # of torchrun
+              "--protocol", "--max-restarts"}  # of tools/evaluate.py and torchrun
     assert set(re.findall(r"--[a-z][a-z0-9-]+", GUIDE)) <= parser_flags | others
     for path in set(re.findall(r"(?:tools|scripts)/[a-z0-9_]+\.(?:py|sh|slurm)", GUIDE)):
         assert (ROOT / path).is_file(), path
 
 
 def test_every_row_of_the_fault_table_is_a_test():
-    rows = GUIDE.split("## Faults")[1].split("## Flags")[0].splitlines()
+    rows = GUIDE.split("## Faults")[1].split("\n## ")[0].splitlines()
     named = [re.findall(r"`(test_\w+)`", row) for row in rows if row.startswith("| ") and not row.startswith("| fault")]
     sources = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*faults*.py"))
     assert len(named) > 15 and all(named)
