@@ -171,6 +171,7 @@ def test_a_killed_worker_ends_the_work_in_one_line():
 
 
 INTERRUPTED = """
+import os
 import time
 import numpy as np
 from tests.made_records import make_random_records
@@ -179,7 +180,7 @@ from utils.errors import run_cli
 
 class Slow:
     def vectorize(self, patch2global):
-        print("at work", flush=True)
+        os.write(1, b"at work\\n")  # in one piece, whatever the other worker writes
         time.sleep(0.02)
         return np.zeros(0, np.int64), []
 

@@ -10,6 +10,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoConfig, AutoModel
 
+import models.llm.sharding
 from models.criterion import MapCriterion
 from models.detector import build_detector
 from models.llm.frozen import FrozenLLM, build_llm
@@ -44,19 +45,19 @@ def shard_in_turns(llm, rank):
     """How many layers still lie whole before each is sharded. The second rank begins when the first has finished."""
     whole = [[weakref.ref(p) for p in layer.parameters() if not p.requires_grad] for layer in llm.layers]
     alive = []
-    fully_shard = torch.distributed.fsdp.fully_shard
+    fully_shard = models.llm.sharding.fully_shard
 
     def counting(module, **settings):
         alive.append(sum(any(ref() is not None for ref in layer) for layer in whole))
         return fully_shard(module, **settings)
 
-    torch.distributed.fsdp.fully_shard = counting
+    models.llm.sharding.fully_shard = counting
     if rank == 1:
         dist.recv(torch.zeros(1), src=0)
     shard_llm(llm, CPU)
     if rank == 0:
         dist.send(torch.zeros(1), dst=1)
-    torch.distributed.fsdp.fully_shard = fully_shard
+    models.llm.sharding.fully_shard = fully_shard
     return alive
 
 
