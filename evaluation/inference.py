@@ -82,11 +82,6 @@ def build_dataset(
     )  # fmt: skip
 
 
-def in_batches(indices: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Positions of samples in their order, batch_size at a time."""
-    return [list(indices[start : start + batch_size]) for start in range(0, len(indices), batch_size)]
-
-
 def predict_samples(
     checkpoint: str | Path,
     samples: GTCache | Sequence[SampleRecord],

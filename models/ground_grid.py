@@ -13,8 +13,6 @@ from torch.nn import functional as F
 from models.projection import project_to_cameras, sample_cameras
 from utils.frame import denormalize_pts
 
-DETAIL_STRIDE = 4
-
 
 class ImageFeatures(nn.Module):
     """Vision tokens, brought to a quarter of the input's resolution, plus a small convolutional stem's detail.

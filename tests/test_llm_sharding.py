@@ -1,11 +1,9 @@
 import weakref
 from dataclasses import replace
-from datetime import timedelta
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch import multiprocessing
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoConfig, AutoModel
@@ -17,6 +15,7 @@ from models.llm.frozen import FrozenLLM, build_llm
 from models.llm.sharding import check_sharding, join_forward_passes, shard_llm
 from tests.made_llm import made_llm, save_llm
 from tests.micro import micro_config, random_batch
+from tests.micro_trainer import on_ranks
 from utils.checkpoint import trainable_state
 from utils.errors import UserError
 from utils.optim import build_optimizer
@@ -156,13 +155,10 @@ def work(rank, llm_folders):
     return results
 
 
-def run_rank(rank, folder, llm_folders):
-    """work on one of two gloo ranks; its results go to a file."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/meet", timeout=timedelta(seconds=60), rank=rank, world_size=2)
-    torch.save(work(rank, llm_folders), folder / f"{rank}.pt")
+def write_results(ranks, folder, llm_folders):
+    """The results of work on this rank go to a file."""
+    torch.save(work(ranks.rank, llm_folders), folder / f"{ranks.rank}.pt")
     dist.barrier()
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
@@ -174,8 +170,8 @@ def ranks(tmp_path_factory):
         llm_folders[family] = folder / family.replace(", ", "_")
         llm_folders[family].mkdir()
         save_llm(llm_folders[family], made_llm(family))
-    multiprocessing.spawn(run_rank, (folder, llm_folders), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+    on_ranks(2, write_results, folder, llm_folders)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
 def assert_same(sharded, whole):

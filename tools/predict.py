@@ -25,9 +25,10 @@ from data.splits import SPLITS, resolve_split  # noqa: E402
 from evaluation.flags import add_weight_arguments  # noqa: E402
 from evaluation.formats import write_maptr_predictions, write_streammapnet_predictions  # noqa: E402
 from evaluation.geojson import FRAMES, in_frame, require_origins, write_geojson  # noqa: E402
-from evaluation.inference import in_batches, predict_samples  # noqa: E402
+from evaluation.inference import predict_samples  # noqa: E402
 from evaluation.vectors import Vectors  # noqa: E402
 from utils.command_line import documented_parser  # noqa: E402
+from utils.distributed import in_batches  # noqa: E402
 from utils.errors import UserError, run_cli  # noqa: E402
 from utils.files import default_dataroot, require_writable  # noqa: E402
 

@@ -22,13 +22,14 @@ from data.gt_cache import GTCache, default_cache_path, range_name  # noqa: E402
 from data.splits import SPLITS  # noqa: E402
 from evaluation.chamfer_ap import PROTOCOLS, hits_by_class, match_samples, summarize, thresholds_for  # noqa: E402
 from evaluation.flags import add_weight_arguments  # noqa: E402
-from evaluation.inference import in_batches, predict_samples  # noqa: E402
+from evaluation.inference import predict_samples  # noqa: E402
 from evaluation.report.gallery import GallerySample, choose_samples, judge_samples, picture_sample, score_thresholds  # noqa: E402
 from evaluation.report.page import Evaluation, render_report  # noqa: E402
 from evaluation.report.run_folder import RunFolder, read_run  # noqa: E402
 from evaluation.sample_f1 import SampleF1  # noqa: E402
 from evaluation.vectors import Vectors, ground_truth_of  # noqa: E402
 from utils.command_line import documented_parser  # noqa: E402
+from utils.distributed import in_batches  # noqa: E402
 from utils.errors import UserError, run_cli  # noqa: E402
 from utils.files import default_dataroot, replacing, require_writable  # noqa: E402
 from utils.machine import machine  # noqa: E402

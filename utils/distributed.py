@@ -6,7 +6,7 @@ stays away ends the others with an error after the timeout of join_ranks.
 
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -112,13 +112,15 @@ def leave_ranks(ranks: Ranks) -> None:
         dist.destroy_process_group()
 
 
+def in_batches(indices: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Positions of samples in their order, batch_size at a time."""
+    return [list(indices[start : start + batch_size]) for start in range(0, len(indices), batch_size)]
+
+
 def batches_of_rank(num_samples: int, batch_size: int, ranks: Ranks) -> list[list[int]]:
     """This rank's share of the samples in batches, each sample on one rank.
 
     The batches are those that one process would make, dealt out in turn, so that a sample always meets the same
     neighbours and its outputs are the same to the last bit whatever the number of ranks.
     """
-    batches = [
-        list(range(start, min(start + batch_size, num_samples))) for start in range(0, num_samples, batch_size)
-    ]
-    return batches[ranks.rank :: ranks.world_size]
+    return in_batches(range(num_samples), batch_size)[ranks.rank :: ranks.world_size]
