@@ -225,7 +225,8 @@ def predictions_of(args: argparse.Namespace, cache: GTCache, indices: Sequence[i
 def run_checkpoint(args: argparse.Namespace, cache: GTCache, indices: Sequence[int]) -> dict[str, Vectors]:
     """What the checkpoint's detector predicts for these samples."""
     # Imported here: it loads torch, which pictures of a file do without.
-    from evaluation.inference import in_batches, predict_samples
+    from evaluation.inference import predict_samples
+    from utils.distributed import in_batches
 
     batches, dataroot = in_batches(indices, batch_size=4), args.dataroot or default_dataroot()
     weights = (args.llm_path, args.qformer_pretrained)
