@@ -12,7 +12,8 @@ PYTHON=${PYTHON:-python3}
     exit 2
 }
 if [ -z "${VIRTUAL_ENV:-}" ] && [ -z "${CONDA_PREFIX:-}" ]; then
-    [ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
+    # activate is written last: an environment whose making failed half-way has a python but no pip.
+    [ -f .venv/bin/activate ] || "$PYTHON" -m venv .venv
     VIRTUAL_ENV="$PWD/.venv"
 fi
 ENVIRONMENT=${VIRTUAL_ENV:-$CONDA_PREFIX}

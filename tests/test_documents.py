@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from tests.test_training_guide import anchors_of
+from utils.documents import FENCE, fenced_commands, without_comments
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -19,7 +20,6 @@ TRANSLATIONS = {"README.md": "README.zh-CN.md", "STAGE2_TRAINING_README.md": "ST
 TRAINING_SCRIPTS = ("scripts/train_stage2.sh", "scripts/train_stage2_distributed.sh", "scripts/train_stage2.slurm")
 # Programs that start a file of the repository, and which of their own flags take a value.
 STARTERS = {"python": (), "bash": (), "sbatch": (), "source": (), "torchrun": ("--nproc-per-node", "--max-restarts")}
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 class Asked(Exception):
@@ -30,11 +30,9 @@ def text_of(document: str) -> str:
     return (ROOT / document).read_text()
 
 
-def fenced_commands(text: str) -> list[str]:
-    """The commands of the bash blocks, one string each, without comments."""
-    blocks = "".join(block for language, block in FENCE.findall(text) if language == "bash")
-    lines = blocks.replace("\\\n", " ").splitlines()
-    return [shlex.join(words) for line in lines if (words := shlex.split(line, comments=True))]
+def bare_commands(text: str) -> list[str]:
+    """The commands of the bash blocks without comments, each on one line."""
+    return [without_comments(command) for command in fenced_commands(text)]
 
 
 def inline_commands(text: str) -> list[str]:
@@ -104,7 +102,7 @@ def test_relative_links_lead_somewhere(document):
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_commands_in_blocks_are_parsed_by_what_they_start(document):
-    for command in fenced_commands(text_of(document)):
+    for command in bare_commands(text_of(document)):
         variables, path, words = take_apart(command)
         if not path or path.startswith(".venv/"):  # which scripts/setup.sh makes
             continue
@@ -146,10 +144,27 @@ def test_a_wrong_command_is_found(command, tmp_path):
 def test_commands_are_found():
     """So that the tests above do not pass over an empty list."""
     for document in ("README.md", "STAGE2_TRAINING_README.md", "TRAINING_GUIDE.md"):
-        started = {take_apart(command)[1] for command in fenced_commands(text_of(document))}
+        started = {take_apart(command)[1] for command in bare_commands(text_of(document))}
         assert started & {"scripts/train_stage2.sh", "scripts/train_stage2_distributed.sh"}, document
     assert "tools/evaluate.py" in {take_apart(command)[1] for command in inline_commands(text_of("README.md"))}
     assert take_apart("A=1 torchrun --nproc-per-node 4 tools/x.py --b") == ({"A": "1"}, "tools/x.py", ["--b"])
+
+
+def test_commands_are_those_that_a_reader_copies():
+    text = "```bash\n# first\nA=1 \\\n    run 'b  c'   # why\n\ncd x\n```\n\n```\nno command\n```\n"
+    text += "\n```bash\nlast\n```\n"
+    assert fenced_commands(text) == ["A=1 \\\n    run 'b  c'   # why", "cd x", "last"]
+    assert bare_commands(text) == ["A=1 run 'b  c'", "cd x", "last"]
+
+
+@pytest.mark.parametrize("document", ["README.md", "STAGE2_TRAINING_README.md"])
+def test_the_environment_is_active_before_its_python_is_called(document):
+    """scripts/ find it by themselves; a shell in which nothing was activated may not even know `python`."""
+    commands = bare_commands(text_of(document))
+    calls = [index for index, command in enumerate(commands) if re.search(r"(^| )(python|torchrun) ", command)]
+    installing = ("bash scripts/quickstart.sh", "bash scripts/setup.sh")
+    installed = min(index for index, command in enumerate(commands) if command in installing)
+    assert installed < commands.index("source .venv/bin/activate") < min(calls)
 
 
 @pytest.mark.parametrize(("original", "translation"), TRANSLATIONS.items())
@@ -162,7 +177,7 @@ def test_a_translation_has_the_headings_and_commands_of_its_original(original, t
 
     first, second = text_of(original), text_of(translation)
     assert levels(second) == levels(first)
-    assert fenced_commands(second) == fenced_commands(first)
+    assert bare_commands(second) == bare_commands(first)
     assert tables(second) == tables(first), "rows and columns"
     assert [language for language, _ in FENCE.findall(second)] == [language for language, _ in FENCE.findall(first)]
     assert f"]({translation})" in first and f"]({original})" in second

@@ -12,6 +12,7 @@ import shapely
 
 import evaluation.inference
 from data.gt_cache import GTCache, write_gt_cache
+from data.synthetic.test_set import write_test_tables
 from evaluation.chamfer_ap import evaluate
 from evaluation.formats import read_predictions
 from evaluation.geojson import MAP_ORIGINS, in_frame
@@ -84,19 +85,10 @@ def test_tables_give_the_samples_and_predictions_of_the_cache(run, caches, tmp_p
 
 def make_test_set(world: Path, root: Path) -> Path:
     """The world as nuScenes publishes its test set: no annotations, scenes of no other split, no map expansion."""
-    tables = root / "v1.0-test"
-    tables.mkdir(parents=True)
+    write_test_tables(world / "v1.0-trainval", root / "v1.0-test")
     (root / "maps").mkdir()
-    for table in (world / "v1.0-trainval").glob("*.json"):
-        rows = json.loads(table.read_text())
-        if table.stem in ("instance", "sample_annotation"):
-            rows = []
-        if table.stem == "scene":
-            rows = [row | {"name": f"scene-{9000 + index}"} for index, row in enumerate(rows)]
-        if table.stem == "map":
-            for row in rows:
-                (root / row["filename"]).touch()  # the devkit wants the file to be there, nobody reads it
-        (tables / table.name).write_text(json.dumps(rows))
+    for row in json.loads((root / "v1.0-test" / "map.json").read_text()):
+        (root / row["filename"]).touch()  # the devkit wants the file to be there, nobody reads it
     (root / "samples").symlink_to(world / "samples")
     return root
 

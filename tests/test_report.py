@@ -272,6 +272,7 @@ def test_a_folder_that_is_no_run_is_one_line(name, content, words, copy):
     with pytest.raises(UserError, match=re.escape(words)) as error:
         read_run(copy)
     assert "\n" not in str(error.value) and ";" in str(error.value)
+    assert str(error.value).count(name) == 1, "one message, not one within another"
     with pytest.raises(UserError, match="no such folder"):
         read_run(copy / "nowhere")
 

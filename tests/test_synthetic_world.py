@@ -272,3 +272,12 @@ def test_an_interrupted_run_leaves_nothing(monkeypatch, tmp_path: Path):
     with pytest.raises(KeyboardInterrupt):
         write_world(tmp_path / "world", replace(SMALL, samples_per_scene=1), num_workers=1)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_test_set_lies_beside_the_other_version(monkeypatch, tmp_path: Path):
+    world = tmp_path / "world"
+    run_tool(monkeypatch, "--out", str(world), "--train-scenes", "1", "--val-scenes", "1", "--samples-per-scene", "1",
+             "--image-size", "96x64", "--num-workers", "1", "--with-test-set")
+    test_set = NuScenes("v1.0-test", str(world), verbose=False)
+    assert len(test_set.sample) == 2 and not test_set.sample_annotation
+    assert not {scene["name"] for scene in test_set.scene} & set().union(*create_splits_scenes().values())

@@ -13,6 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.synthetic.plan import WorldSettings  # noqa: E402
+from data.synthetic.test_set import write_test_tables  # noqa: E402
 from data.synthetic.world import check_target, write_world  # noqa: E402
 from utils.command_line import documented_parser  # noqa: E402
 from utils.errors import UserError, run_cli  # noqa: E402
@@ -30,6 +31,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--image-size", default="1600x900", help="WIDTHxHEIGHT in pixels")
     parser.add_argument("--version", default="v1.0-trainval", help=" or ".join(SPLITS))
+    parser.add_argument("--with-test-set", action="store_true", help="also v1.0-test: the same drives, unannotated")
     parser.add_argument("--num-workers", type=int, default=os.cpu_count(), help="processes; any number, same bytes")
     parser.add_argument("--overwrite", action="store_true", help="replace a synthetic world at --out")
     return parser.parse_args()
@@ -83,6 +85,8 @@ def main() -> None:
     train, val = scene_names(args.version, args.train_scenes, args.val_scenes)
     settings = WorldSettings(args.version, train, val, args.samples_per_scene, args.seed, image_size)
     write_world(out, settings, args.num_workers, args.overwrite)
+    if args.with_test_set:
+        write_test_tables(out / args.version, out / "v1.0-test")
     samples = (len(train) + len(val)) * args.samples_per_scene
     print(f"{out}: {len(train)} train and {len(val)} val scenes, {samples} samples, version {args.version}")
 

@@ -73,8 +73,9 @@ def number(value: object) -> float:
 
 
 def _read_settings(path: Path) -> dict:
+    text = _read_text(path)
     try:
-        settings = json.loads(_read_text(path))
+        settings = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error}), expected the settings of {_MAKER}; restore it") from None
     if not isinstance(settings, dict) or not isinstance(settings.get("args"), dict):
