@@ -25,6 +25,7 @@ from evaluation.line_buffers import bands_touch
 from evaluation.vectors import Vectors, no_vectors
 from utils.errors import UserError
 from utils.frame import CLASSES
+from utils.text_table import align_columns, format_score
 
 THRESHOLDS = (0.5, 1.0, 1.5)  # metres, for the 60 x 30 m range
 WIDE_THRESHOLDS = (1.0, 1.5, 2.0)  # metres, for the 100 x 50 m range (StreamMapNet)
@@ -252,20 +253,10 @@ def format_table(result: dict) -> str:
     rows = [[f"Chamfer AP ({result['protocol']})", *ap_names, *extra_names]]
     for name in CLASSES:
         details = result["details"][name]
-        aps = [_cell(result[name][column]) for column in ap_names]
+        aps = [format_score(result[name][column]) for column in ap_names]
         best = details["best_f1"] or {}
         at_best = [best.get(key) for key in ("f1", "precision", "score")]
         extras = [details["recall"], details["matched_chamfer"], *at_best]
-        rows.append([name, *aps, *map(_cell, extras), str(details["num_gt"]), str(details["num_pred"])])
-    rows.append(["mAP", *[""] * (len(ap_names) - 1), _cell(result["mAP"]), *[""] * len(extra_names)])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
-
-
-def _cell(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{value:.3f}"
+        rows.append([name, *aps, *map(format_score, extras), str(details["num_gt"]), str(details["num_pred"])])
+    rows.append(["mAP", *[""] * (len(ap_names) - 1), format_score(result["mAP"]), *[""] * len(extra_names)])
+    return "\n".join(align_columns(rows))

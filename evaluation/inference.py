@@ -1,7 +1,7 @@
 """Run a detector over a split and score it."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,6 +82,18 @@ def build_dataset(
     )  # fmt: skip
 
 
+def build_loader(
+    config: ModelConfig,
+    samples: GTCache | Sequence[SampleRecord],
+    batches: Sequence[Sequence[int]],
+    dataroot: str | Path,
+    num_workers: int = 0,
+) -> DataLoader:
+    """Batches of positions in `samples`, collated, as a model of this config takes them."""
+    dataset = build_dataset(config, samples, dataroot)
+    return DataLoader(dataset, batch_sampler=batches, num_workers=num_workers, collate_fn=collate)
+
+
 def predict_samples(
     checkpoint: str | Path,
     samples: GTCache | Sequence[SampleRecord],
@@ -100,8 +112,7 @@ def predict_samples(
     device = default_device()
     cache = samples if isinstance(samples, GTCache) else None
     model, config = load_detector(checkpoint, device, llm_path, qformer_pretrained, cache)
-    dataset = build_dataset(config, samples, dataroot)
-    loader = DataLoader(dataset, batch_sampler=batches, num_workers=num_workers, collate_fn=collate)
+    loader = build_loader(config, samples, batches, dataroot, num_workers)
     predictions, measured = predict(model, loader, device, inference_dtype(device), config.pc_range, description)
     return predictions, config, measured["seconds"]
 
@@ -122,6 +133,23 @@ def move_batch(batch: dict, device: torch.device) -> dict:
 
 
 @torch.no_grad()
+def outputs_by_batch(
+    model: nn.Module, loader: Iterable[dict], device: torch.device, autocast_dtype: torch.dtype | None
+) -> Iterator[tuple[dict, dict]]:
+    """Every batch of the loader, moved to the device, and the model's outputs for it; None means full precision."""
+    for batch in loader:
+        moved = move_batch(batch, device)
+        with torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
+            outputs = model(moved)
+        yield moved, outputs
+
+
+def mean_spreads(spreads: Sequence[tuple[float, float]]) -> dict[str, float]:
+    """The collapse alarms of batches, mean over those of more than one sample: the others have NaN."""
+    means = torch.tensor(spreads).nanmean(0).tolist() if spreads else (float("nan"), float("nan"))
+    return dict(zip(("scene_std", "query_std"), means, strict=True))
+
+
 def predict(
     model: nn.Module,
     loader: Iterable[dict],
@@ -142,15 +170,11 @@ def predict(
     start = time.monotonic()
     try:
         with progress_bar(len(loader), description) as bar:
-            for batch in loader:
-                with torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
-                    outputs = model(move_batch(batch, device))
+            for batch, outputs in outputs_by_batch(model, loader, device, autocast_dtype):
                 vectors = outputs_to_vectors(outputs["pred_logits"], outputs["pred_pts"], pc_range)
                 predictions.update(zip(batch["sample_tokens"], vectors, strict=True))
-                if len(batch["sample_tokens"]) > 1:
-                    spreads.append((outputs["scene_std"].item(), outputs["query_std"].item()))
+                spreads.append((outputs["scene_std"].item(), outputs["query_std"].item()))
                 bar.update()
     finally:
         model.train(was_training)
-    scene_std, query_std = torch.tensor(spreads).mean(0).tolist() if spreads else (float("nan"), float("nan"))
-    return predictions, {"seconds": time.monotonic() - start, "scene_std": scene_std, "query_std": query_std}
+    return predictions, {"seconds": time.monotonic() - start} | mean_spreads(spreads)

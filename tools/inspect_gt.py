@@ -26,6 +26,7 @@ from utils.command_line import documented_parser  # noqa: E402
 from utils.errors import UserError, run_cli  # noqa: E402
 from utils.files import replacing, require_writable  # noqa: E402
 from utils.frame import CLASSES  # noqa: E402
+from utils.text_table import align_columns  # noqa: E402
 
 LENGTH_EDGES = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, math.inf)  # metres; a bin holds its lower edge
 # Metres by which a point may lie outside pc_range. StreamMapNet's patch is centred on the ego origin and has the ego's
@@ -182,14 +183,14 @@ def format_summary(summary: dict) -> str:
             str(figures["samples_with_any"]), _cell(figures["ring_share"], ".1%"), str(figures["points"]),
             _cell(each, ".1f"),
         ])  # fmt: skip
-    lines += [*_aligned(rows), ""]
+    lines += [*align_columns(rows), ""]
     edges = summary["length_edges"]
     bins = [f"{low:g}-{high:g}" for low, high in zip(edges[:-1], edges[1:], strict=True)] + [f"{edges[-1]:g}+"]
     rows = [["length in metres", *bins, "min", "median", "max"]]
     for name, figures in summary["classes"].items():
         spread = [_cell(value, ".2f") for value in figures["length_m"].values()]
         rows.append([name, *map(str, figures["length_histogram"]), *spread])
-    lines += [*_aligned(rows), ""]
+    lines += [*align_columns(rows), ""]
     empty = summary["without_instances"]
     first = f", the first: {empty['first']}" if empty["samples"] else ""
     lines.append(f"{empty['samples']} of {summary['num_samples']} samples without any instance{first}")
@@ -200,15 +201,6 @@ def format_summary(summary: dict) -> str:
             what, first = warning["what"], warning["first"]
             lines.append(f"warning: {warning['instances']} instances with {what}, the first in sample {first}")
     return "\n".join(lines)
-
-
-def _aligned(rows: list[list[str]]) -> list[str]:
-    """Rows as lines of text: the first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    ]
 
 
 def _cell(value: float | None, form: str) -> str:
