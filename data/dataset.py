@@ -10,7 +10,8 @@ from torch.utils.data import Dataset
 
 from data.geometry import invert_rigid, lidar2img_matrix
 from data.gt_cache import GTCache
-from data.images import adjust_colours, load_image, mirror_image
+from data.noisy_lines import noisy_copies
+from data.pixels import adjust_pixels, load_pixels
 from data.polylines import is_closed, resample_lines
 from data.records import SampleRecord
 from data.scene_context import context_of
@@ -24,7 +25,7 @@ from data.transforms import (
     transform_lines,
 )
 from utils.errors import UserError
-from utils.frame import CAMERAS, MIRRORED_CAMERAS, normalize_pts
+from utils.frame import CAMERAS, MIRRORED_CAMERAS, denormalize_pts, normalize_pts
 
 # V cameras, G ground-truth instances, P points
 
@@ -80,12 +81,13 @@ class MapDetectionDataset(Dataset):
         images uint8 [V, 3, H, W]; lidar2img float32 [V, 4, 4], LiDAR metres to pixels of these images (times
         depth); ground_z float32 [], height of the road plane; camera_ids int64 [V], index into CAMERAS;
         labels int64 [G]; pts float32 [G, P, 2] in [0, 1] of pc_range; closed bool [G], True = a ring;
-        sample_token; index; context, words for the prompt, when asked for. Raises UserError for an image that is
+        sample_token; index; context, words for the prompt, when asked for; noisy_pts float32 [K, G, P, 2] in [0, 1],
+        K noisy copies of pts, when the augmentation asks for them. Raises UserError for an image that is
         missing, broken or of another size.
         """
         record = self.cache[index]
         augmentation = self.augmentation_of(index)
-        images, lidar2img = self._cameras(record, augmentation)
+        images, lidar2img = self.load_cameras(record, augmentation)
         labels, pts_m = transform_lines(record.labels, record.pts_m, augmentation, self.pc_range)
         pts = resample_lines(pts_m, self.num_points)  # [G, P, 2]
         # Crossings reach 0.2 m beyond the range (MapTR's margin); as targets they end at its edge.
@@ -103,17 +105,25 @@ class MapDetectionDataset(Dataset):
         }
         if self.with_context:
             item["context"] = context_of(record)
+        if self.augment and self.augment.noisy_copies:
+            noisy = noisy_copies(denormalize_pts(pts, self.pc_range), self.augment.noisy_copies, self._rng(index, 1))
+            noisy = np.clip(normalize_pts(noisy, self.pc_range), 0.0, 1.0)
+            item["noisy_pts"] = torch.from_numpy(noisy.astype(np.float32))
         return item
 
     def augmentation_of(self, index: int) -> Augmentation:
         """What happens to this sample in the present epoch, a function of (seed, epoch, index)."""
         if self.augment is None:
             return Augmentation()
-        return draw_augmentation(self.augment, np.random.default_rng((self.seed, int(self._epoch), index)))
+        return draw_augmentation(self.augment, self._rng(index))
 
-    def _cameras(self, record: SampleRecord, augmentation: Augmentation) -> tuple[torch.Tensor, np.ndarray]:
+    def _rng(self, index: int, *purpose: int) -> np.random.Generator:
+        """The generator of one sample in the present epoch, and for each purpose another."""
+        return np.random.default_rng((self.seed, int(self._epoch), index, *purpose))
+
+    def load_cameras(self, record: SampleRecord, augmentation: Augmentation) -> tuple[torch.Tensor, np.ndarray]:
         """Images uint8 [V, 3, H, W] and projections float64 [V, 4, 4] of the augmented sample."""
-        images = np.empty((len(CAMERAS), *self.image_size, 3), np.uint8)  # [V, H, W, 3]
+        images = torch.empty(len(CAMERAS), 3, *self.image_size, dtype=torch.uint8)
         source2img = lidar2img_matrix(record.camera_intrinsic, record.cam2lidar)
         source2img = source2img @ invert_rigid(frame_transform(augmentation))
         lidar2img = np.empty_like(source2img)
@@ -121,30 +131,29 @@ class MapDetectionDataset(Dataset):
             source_size = tuple(record.image_sizes[v].tolist())
             window = crop_window(source_size, self.crop_top, *augmentation.windows[v])
             path = os.path.join(self.dataroot, relative_path)
-            image = load_image(path, source_size, window, self.image_size, record.sample_token)
-            image = adjust_colours(
-                image, augmentation.brightness, augmentation.contrast, augmentation.saturation
+            pixels, window = load_pixels(path, source_size, window, self.image_size, record.sample_token)
+            pixels = adjust_pixels(
+                pixels, augmentation.brightness, augmentation.contrast, augmentation.saturation
             )
-            place = v
-            if augmentation.mirror:
-                image = mirror_image(image)
-                place = MIRRORED_CAMERAS[v]
-            images[place] = image
+            place = MIRRORED_CAMERAS[v] if augmentation.mirror else v
+            images[place] = pixels.flip(-1) if augmentation.mirror else pixels
             lidar2img[place] = pixel_transform(window, self.image_size, augmentation.mirror) @ source2img[v]
-        return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), lidar2img
+        return images, lidar2img
 
 
 def collate(samples: list[dict]) -> dict:
     """Stack samples into a batch of B; ground truth stays a list, because G differs.
 
     Returns images [B, V, 3, H, W], lidar2img [B, V, 4, 4], ground_z [B], camera_ids [B, V], targets: B dicts
-    of labels, pts, closed; sample_tokens, indices and, if the samples have it, context: lists of B.
+    of labels, pts, closed and, if the samples have it, noisy_pts; sample_tokens, indices and, if the samples have it,
+    context: lists of B.
     """
     batch = {
         key: torch.stack([sample[key] for sample in samples])
         for key in ("images", "lidar2img", "ground_z", "camera_ids")
     }
-    batch["targets"] = [{key: sample[key] for key in ("labels", "pts", "closed")} for sample in samples]
+    of_lines = [key for key in ("labels", "pts", "closed", "noisy_pts") if key in samples[0]]
+    batch["targets"] = [{key: sample[key] for key in of_lines} for sample in samples]
     batch["sample_tokens"] = [sample["sample_token"] for sample in samples]
     batch["indices"] = [sample["index"] for sample in samples]
     if "context" in samples[0]:

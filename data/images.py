@@ -1,4 +1,4 @@
-"""Camera images: JPEG decoding, crop and resize in one step, colour changes."""
+"""Camera images as pictures: JPEG decoding, crop and resize in one step, colour changes. No torch."""
 
 import math
 import os
@@ -19,8 +19,17 @@ def load_image(
     The decoder leaves out the finest frequencies where the target is at most half as large, which is most of
     its time. Raises UserError, naming the sample, for a missing, broken or wrongly sized file.
     """
-    height, width = size
-    reduction = _decoder_reduction(window, size)
+    image, factor = decode(path, source_size, decoder_reduction(window, size), sample_token)
+    return image.resize(size[::-1], Image.Resampling.HAMMING, box=tuple(window / factor))
+
+
+def decode(
+    path: str, source_size: tuple[int, int], reduction: int, sample_token: str
+) -> tuple[Image.Image, float]:
+    """A JPEG as RGB, smaller by a reduction of 1, 2, 4 or 8, and by what factor it really is smaller.
+
+    Other arguments and errors as load_image's.
+    """
     try:
         with Image.open(path) as image:
             if image.size != tuple(source_size):
@@ -39,11 +48,10 @@ def load_image(
             f"{path}: not a whole JPEG ({error}), sample {sample_token} needs it; "
             f"unpack it again from the nuScenes archive"
         ) from error
-    # The decoder rounds the size up where its reduction leaves a rest; the box it reports is not rounded.
-    factor = source_size[0] / drafted[1][2] if drafted else 1.0
     if image.mode != "RGB":
         image = image.convert("RGB")
-    return image.resize((width, height), Image.Resampling.HAMMING, box=tuple(window / factor))
+    # The decoder rounds the size up where its reduction leaves a rest; the box it reports is not rounded.
+    return image, source_size[0] / drafted[1][2] if drafted else 1.0
 
 
 def adjust_colours(image: Image.Image, brightness: float, contrast: float, saturation: float) -> Image.Image:
@@ -57,17 +65,12 @@ def adjust_colours(image: Image.Image, brightness: float, contrast: float, satur
     return image
 
 
-def mirror_image(image: Image.Image) -> Image.Image:
-    """The image with left and right exchanged."""
-    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-
-
 def image_exists(dataroot: str, relative_path: str) -> bool:
     """Whether the image file is there; says nothing about its content."""
     return os.path.isfile(os.path.join(dataroot, relative_path))
 
 
-def _decoder_reduction(window: np.ndarray, size: tuple[int, int]) -> int:
+def decoder_reduction(window: np.ndarray, size: tuple[int, int]) -> int:
     """The largest power of two, at most 8, by which the decoder may shrink without going below the target."""
     spare = min((window[3] - window[1]) / size[0], (window[2] - window[0]) / size[1])
     return 2 ** max(0, min(3, int(math.log2(spare)) if spare >= 1 else 0))

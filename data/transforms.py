@@ -14,6 +14,7 @@ from utils.frame import CAMERAS
 
 # A line shorter than this (metres) is numerical dust of the map union, no target to learn.
 MIN_LENGTH_M = 0.1
+MOST_NOISY_COPIES = 16  # more only cost time
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,10 @@ class AugmentConfig:
     brightness: float = 0.0  # factor drawn from 1 +- this, one for all cameras
     contrast: float = 0.0  # as brightness
     saturation: float = 0.0  # as brightness
+    noisy_copies: int = 0  # of every line, for the decoder to put back (data/noisy_lines.py)
 
     def __post_init__(self):
-        limits = {"mirror_probability": 1.0, "rotation_deg": 45.0, "zoom": 0.9}
+        limits = {"mirror_probability": 1.0, "rotation_deg": 45.0, "zoom": 0.9, "noisy_copies": MOST_NOISY_COPIES}
         for name, value in vars(self).items():
             limit = limits.get(name, 1.0)
             if not 0.0 <= value <= limit:

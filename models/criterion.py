@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from models.matcher import FOCAL_ALPHA, FOCAL_GAMMA, HungarianMatcher, Matches, PaddedTargets, pad_targets
 from models.segmentation import rasterize_in_images, rasterize_on_ground, segmentation_loss
 
-WEIGHT_DICT = {"loss_cls": 2.0, "loss_pts": 5.0, "loss_dir": 0.005, "loss_seg": 2.0, "loss_ground": 2.0}
+WEIGHT_DICT = {"loss_cls": 2.0, "loss_pts": 5.0, "loss_dir": 0.005, "loss_noisy_cls": 2.0, "loss_noisy_pts": 5.0,
+               "loss_noisy_dir": 0.005, "loss_seg": 2.0, "loss_ground": 2.0}
 
 
 def sigmoid_focal_loss(logits: Tensor, wanted: Tensor) -> Tensor:
@@ -67,6 +68,8 @@ class MapCriterion(nn.Module):
         targets = pad_targets(batch["targets"], self.num_points, logits.device)
         matches = self.matcher(logits, pts, targets)
         losses = self.head_losses(logits, pts, targets, matches, max(num_instances, 1.0))
+        if outputs.get("noisy_outputs"):
+            losses |= self.noisy_losses(outputs["noisy_outputs"], targets, max(num_instances, 1.0))
         if outputs.get("seg_logits") is not None:
             seg_logits = outputs["seg_logits"]
             masks = rasterize_in_images(
@@ -101,6 +104,32 @@ class MapCriterion(nn.Module):
             for name, values in by_head.items()
             for head, value in enumerate(values)
         }
+
+    def noisy_losses(
+        self, layers: list[dict[str, Tensor]], targets: PaddedTargets, num_instances: float
+    ) -> dict[str, Tensor]:
+        """The same losses, summed over the layers, of lines that know which ground truth they came from.
+
+        layers: outputs for K noisy copies of each sample's lines, in the order of the targets, padded as they are.
+        """
+        logits = torch.stack([layer["pred_logits"] for layer in layers])  # [L, B, K*G, C]
+        pts = torch.stack([layer["pred_pts"] for layer in layers])  # [L, B, K*G, P, 2]
+        most = max(targets.labels.shape[1], 1)  # a batch without ground truth has a line of padding
+        copies = logits.shape[2] // most
+        counts = torch.tensor(targets.counts, device=logits.device)
+        valid = torch.arange(most, device=logits.device) < counts[:, None]  # [B, G]
+        valid = valid.repeat(1, copies).expand(len(layers), -1, -1)  # [L, B, K*G]
+        layer, sample, query = valid.nonzero(as_tuple=True)  # [M]
+        line = query % most
+        own_logits, own_pts = logits[layer, sample, query], pts[layer, sample, query]  # [M, C], [M, P, 2]
+        wanted_class = F.one_hot(targets.labels[sample, line], self.num_classes).to(own_logits.dtype)
+        wanted_pts = targets.ordered_pts[sample, line, 0]  # [M, P, 2]
+        sums = {
+            "loss_noisy_cls": sigmoid_focal_loss(own_logits, wanted_class).sum(),
+            "loss_noisy_pts": (own_pts - wanted_pts).abs().sum(),
+            "loss_noisy_dir": direction_loss(own_pts, wanted_pts).sum(),
+        }
+        return {name: value / (num_instances * copies) for name, value in sums.items()}
 
 
 def _sum_by_head(values: Tensor, head: Tensor, num_heads: int) -> Tensor:

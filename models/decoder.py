@@ -16,12 +16,9 @@ from utils.frame import denormalize_pts, normalize_pts
 
 GOLDEN_ANGLE = math.pi * (3 - math.sqrt(5))
 NUM_FREQUENCIES = 6
-
-
-def inverse_sigmoid(x: Tensor, eps: float = 1e-4) -> Tensor:
-    """Logit of x in [0, 1]; eps keeps points on the range's border movable."""
-    x = x.clamp(eps, 1 - eps)
-    return torch.log(x / (1 - x))
+# What an output of 1 means, so that outputs of a common size reach the next lane and learn at one rate.
+MOVE_UNIT_M = 2.0
+STRETCH_UNIT = 0.2
 
 
 class GroundSampling(nn.Module):
@@ -35,7 +32,8 @@ class GroundSampling(nn.Module):
         self.num_offsets = num_offsets
         self.pc_range = pc_range
         self.offsets = nn.Linear(dim, num_offsets * 2)
-        self.output = nn.Sequential(nn.Linear(num_offsets * feature_dim, dim), nn.GELU(), nn.Linear(dim, dim))
+        seen = num_offsets * feature_dim
+        self.output = nn.Sequential(nn.LayerNorm(seen), nn.Linear(seen, dim), nn.GELU(), nn.Linear(dim, dim))
         nn.init.zeros_(self.offsets.weight)
         with torch.no_grad():
             self.offsets.bias.copy_(initial_offsets(num_offsets, reach_m).flatten())
@@ -78,14 +76,17 @@ class Attention(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Instances talk, points of one instance talk, then both look at the scene tokens and at the ground."""
+    """Points look at the ground, points of one instance talk, instances talk, all look at the scene tokens.
+
+    The ground comes first: what one point sees, such as the end of the paint, concerns all points of its line.
+    """
 
     def __init__(self, dim: int, num_heads: int, mlp_size: int, dropout: float, look: GroundSampling):
         super().__init__()
-        self.across_instances = Attention(dim, num_heads)
-        self.along_points = Attention(dim, num_heads)
-        self.to_scene = Attention(dim, num_heads)
         self.to_ground = look
+        self.along_points = Attention(dim, num_heads)
+        self.across_instances = Attention(dim, num_heads)
+        self.to_scene = Attention(dim, num_heads)
         self.mlp = nn.Sequential(nn.Linear(dim, mlp_size), nn.GELU(), nn.Dropout(dropout), nn.Linear(mlp_size, dim))
         self.norms = nn.ModuleList([nn.LayerNorm(dim) for _ in range(5)])
         self.dropout = nn.Dropout(dropout)
@@ -93,39 +94,54 @@ class DecoderLayer(nn.Module):
     def forward(self, x: Tensor, position: Tensor, pts: Tensor, scene: Tensor, ground: Tensor) -> Tensor:
         """x and position [B, I, P, D], pts [B, I, P, 2] in [0, 1], scene [B, S, D], ground [B, F, Y, X]."""
         batch, instances, points, _ = x.shape
-        y = self.norms[0](x).transpose(1, 2).flatten(0, 1)  # [B*P, I, D]
-        at = y + position.transpose(1, 2).flatten(0, 1)
-        y = self.across_instances(at, at, y).unflatten(0, (batch, points)).transpose(1, 2)
-        x = x + self.dropout(y)
+        y = (self.norms[0](x) + position).flatten(1, 2)  # [B, I*P, D]
+        x = x + self.dropout(self.to_ground(y, pts.flatten(1, 2), ground).view_as(x))
         y = self.norms[1](x).flatten(0, 1)  # [B*I, P, D]
         at = y + position.flatten(0, 1)
         x = x + self.dropout(self.along_points(at, at, y).unflatten(0, (batch, instances)))
-        y = (self.norms[2](x) + position).flatten(1, 2)  # [B, I*P, D]
-        x = x + self.dropout(self.to_scene(y, scene, scene).view_as(x))
+        y = self.norms[2](x).transpose(1, 2).flatten(0, 1)  # [B*P, I, D]
+        at = y + position.transpose(1, 2).flatten(0, 1)
+        y = self.across_instances(at, at, y).unflatten(0, (batch, points)).transpose(1, 2)
+        x = x + self.dropout(y)
         y = (self.norms[3](x) + position).flatten(1, 2)  # [B, I*P, D]
-        x = x + self.dropout(self.to_ground(y, pts.flatten(1, 2), ground).view_as(x))
+        x = x + self.dropout(self.to_scene(y, scene, scene).view_as(x))
         return x + self.dropout(self.mlp(self.norms[4](x)))
 
 
 class VectorHead(nn.Module):
-    """Class logits of instances and shifts of their points."""
+    """Class logits of instances, and where their reference lines move: each as a whole, and point by point.
 
-    def __init__(self, dim: int, num_classes: int):
+    Moves are metres, so that paint two metres to the left asks for the same anywhere; through a sigmoid, as Deformable
+    DETR has it, a point near the range's border hardly moves. A line that ends too late shrinks by one number, where
+    points alone would each have to learn a move of their own.
+    """
+
+    def __init__(self, dim: int, num_classes: int, pc_range: tuple[float, ...]):
         super().__init__()
+        self.pc_range = pc_range
         self.norm = nn.LayerNorm(dim)
         self.classes = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, num_classes))
         self.points = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, 2))
         # Focal loss starts stably when every class begins at probability 0.01 (RetinaNet, arXiv 1708.02002).
         nn.init.constant_(self.classes[-1].bias, -math.log((1 - 0.01) / 0.01))
-        nn.init.zeros_(self.points[-1].weight)
-        nn.init.zeros_(self.points[-1].bias)
+        self.line = nn.Linear(dim, 6)  # what turns and stretches it about its centre [2, 2], what shifts it [2]
+        for last in (self.points[-1], self.line):
+            nn.init.normal_(last.weight, std=0.03)
+            nn.init.zeros_(last.bias)
 
     def forward(self, x: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
         """x [B, I, P, D] and reference [B, I, P, 2] in [0, 1] -> logits [B, I, C], pts [B, I, P, 2] in [0, 1]."""
         x = self.norm(x)
-        logits = self.classes(x.mean(2)).float()
-        pts = torch.sigmoid(self.points(x).float() + inverse_sigmoid(reference))
-        return logits, pts
+        instance = x.mean(2)  # [B, I, D]
+        logits = self.classes(instance).float()
+        matrix, shift = self.line(instance).float()[:, :, None].split([4, 2], dim=-1)  # [B, I, 1, 4 and 2]
+        pts_m = denormalize_pts(reference, self.pc_range)
+        from_centre = pts_m - pts_m.mean(2, keepdim=True)  # [B, I, P, 2]
+        stretch = (matrix.unflatten(-1, (2, 2)) * from_centre[..., None, :]).sum(-1)  # [B, I, P, 2]
+        pts_m = pts_m + STRETCH_UNIT * stretch + MOVE_UNIT_M * (shift + self.points(x).float())
+        pts = normalize_pts(pts_m, self.pc_range)
+        # Cut to the range, but with the gradient of what was cut: a point outside can come back.
+        return logits, pts.detach().clamp(0, 1) + (pts - pts.detach())
 
 
 def initial_references(num_instances: int, num_points: int) -> Tensor:
@@ -153,7 +169,7 @@ class VectorDecoder(nn.Module):
         self.point_input = nn.Sequential(nn.LayerNorm(llm_dim), nn.Linear(llm_dim, dim))
         self.scene_input = nn.Sequential(nn.LayerNorm(llm_dim), nn.Linear(llm_dim, dim), nn.LayerNorm(dim))
         self.position = nn.Sequential(nn.Linear(4 * NUM_FREQUENCIES, dim), nn.GELU(), nn.Linear(dim, dim))
-        self.references = nn.Parameter(inverse_sigmoid(initial_references(num_instances, num_points)))
+        self.references = nn.Parameter(initial_references(num_instances, num_points))
         # The first layer looks far around, for lines that the references have missed; each next one half as far.
         looks = [
             GroundSampling(dim, feature_dim, num_offsets, max(reach_m / 2**layer, 1.0), pc_range)
@@ -162,7 +178,11 @@ class VectorDecoder(nn.Module):
         self.layers = nn.ModuleList(
             [DecoderLayer(dim, num_heads, mlp_size, dropout, look) for look in looks]
         )
-        self.heads = nn.ModuleList([VectorHead(dim, num_classes) for _ in range(num_layers + 1)])
+        for module in self.layers.modules():
+            # As in DETR. torch's own start passes so little through two layers that what a point sees is lost in x.
+            if isinstance(module, nn.Linear) and module not in [look.offsets for look in looks]:
+                nn.init.xavier_uniform_(module.weight)
+        self.heads = nn.ModuleList([VectorHead(dim, num_classes, pc_range) for _ in range(num_layers + 1)])
 
     def embed_position(self, pts: Tensor) -> Tensor:
         """Sine embedding of pts [..., 2] in [0, 1], through an MLP, [..., D]."""
@@ -171,17 +191,29 @@ class VectorDecoder(nn.Module):
         return self.position(torch.cat([phase.sin(), phase.cos()], dim=-1))
 
     def forward(
-        self, instance_states: Tensor, point_states: Tensor, scene_states: Tensor, ground: Tensor
-    ) -> list[dict[str, Tensor]]:
+        self, instance_states: Tensor, point_states: Tensor, scene_states: Tensor, ground: Tensor,
+        noisy_pts: Tensor | None = None,
+    ) -> tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]]:
         """instance_states [B, I, D_llm], point_states [B, I, P, D_llm], scene_states [B, S, D_llm] as the LLM left
         them; ground [B, F, Y, X].
 
-        Returns one dict per head, first to last: pred_logits [B, I, classes], pred_pts [B, I, P, 2] in [0, 1].
+        Returns one dict per head, first to last: pred_logits [B, I, classes], pred_pts [B, I, P, 2] in [0, 1]; and one
+        per layer of the same for the lines noisy_pts [B, N, P, 2] in [0, 1], which a training may add.
         """
         x = self.point_input(point_states) + self.instance_input(instance_states)[:, :, None]  # [B, I, P, D]
         scene = self.scene_input(scene_states)
-        logits, pts = self.heads[0](x, self.references.sigmoid().expand(len(x), -1, -1, -1))
-        outputs = [{"pred_logits": logits, "pred_pts": pts}]
+        logits, pts = self.heads[0](x, self.references.clamp(0, 1).expand(len(x), -1, -1, -1))
+        outputs = [{"pred_logits": logits, "pred_pts": pts}, *self.refine(x, pts, scene, ground)]
+        if noisy_pts is None:
+            return outputs, []
+        # A query without identity: a noisy line has only its place to tell it from others. By themselves, so that the
+        # map queries learn nothing of where the lines are. What it is made of is not trained by it.
+        anybody = x.detach().mean(1, keepdim=True).expand(-1, noisy_pts.shape[1], -1, -1)
+        return outputs, self.refine(anybody, noisy_pts, scene, ground)
+
+    def refine(self, x: Tensor, pts: Tensor, scene: Tensor, ground: Tensor) -> list[dict[str, Tensor]]:
+        """Queries x [B, N, P, D] at pts [B, N, P, 2], scene tokens [B, S, D]: a prediction after each layer."""
+        outputs = []
         for layer, head in zip(self.layers, self.heads[1:], strict=True):
             reference = pts.detach()
             x = layer(x, self.embed_position(reference), reference, scene, ground)

@@ -49,7 +49,8 @@ class MapDetector(nn.Module):
         and, if there is one, context: B texts that follow the prompt) to pred_logits [B, I, C], pred_pts [B, I, P, 2]
         in [0, 1], aux_outputs (the same of the earlier heads, the first straight after the LLM), scene_std and
         query_std (spread across the batch, the collapse alarm) and, in training, seg_logits [B, V, C, h, w] of the
-        vision tokens and ground_logits [B, C, Y, X] of the ground cells.
+        vision tokens, ground_logits [B, C, Y, X] of the ground cells and noisy_outputs, what the decoder's layers make
+        of the targets' noisy_pts in the order of stack_noisy (none without them).
         """
         if tuple(batch["images"].shape[-2:]) != self.image_size:
             raise ValueError(f"images are {tuple(batch['images'].shape[-2:])}, the model takes {self.image_size}")
@@ -64,10 +65,14 @@ class MapDetector(nn.Module):
         instance_states, point_states = self.map_queries.split(query_states)
         features = self.image_features(pixels, patches, self.token_grid)  # [B, V, F, H/4, W/4]
         ground = self.ground_grid(features, lidar2img, ground_z, self.image_size)  # [B, F, Y, X]
-        *aux_outputs, outputs = self.decoder(instance_states, point_states, scene_states, ground)
+        noisy_pts = stack_noisy(batch["targets"]) if self.training and "noisy_pts" in batch["targets"][0] else None
+        (*aux_outputs, outputs), noisy_outputs = self.decoder(
+            instance_states, point_states, scene_states, ground, noisy_pts
+        )
         outputs = {**outputs, "aux_outputs": aux_outputs,
                    "scene_std": spread_across_batch(scene), "query_std": spread_across_batch(query_states)}
         if self.training:
+            outputs["noisy_outputs"] = noisy_outputs
             outputs["seg_logits"] = self.segmentation(patches, self.token_grid)
             outputs["ground_logits"] = self.ground_segmentation(ground).float()
         return outputs
@@ -90,6 +95,17 @@ class MapDetector(nn.Module):
         states = self.llm(embeddings, mask, position_ids).to(scene.dtype)
         num_text = text.shape[1]
         return states[:, num_text : num_text + num_scene], states[:, num_text + num_scene :]
+
+
+def stack_noisy(targets: list[dict[str, Tensor]]) -> Tensor:
+    """The targets' noisy_pts [K, G, P, 2], one line after the other and filled up with points in the middle of the
+    range to the same number in each sample: [B, K*G, P, 2] with the largest G, at least 1."""
+    most = max(1, *(target["noisy_pts"].shape[1] for target in targets))
+    copies, _, points, _ = targets[0]["noisy_pts"].shape
+    stacked = targets[0]["noisy_pts"].new_full((len(targets), copies, most, points, 2), 0.5)
+    for row, target in zip(stacked, targets, strict=True):
+        row[:, : target["noisy_pts"].shape[1]] = target["noisy_pts"]
+    return stacked.flatten(1, 2)  # [B, K*G, P, 2]
 
 
 def spread_across_batch(states: Tensor) -> Tensor:

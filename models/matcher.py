@@ -30,28 +30,32 @@ def order_table(num_points: int) -> Tensor:
 
 @dataclass
 class PaddedTargets:
-    """Ground truth of a batch as tensors: labels [B, G], ordered_pts [B, G, O, P, 2] in [0, 1], valid [B, G]."""
+    """Ground truth of a batch as tensors: labels [B, G], ordered_pts [B, G, O, P, 2] in [0, 1], closed [B, G].
+
+    counts: how many of the G are real, for each sample; known without asking the device.
+    """
 
     labels: Tensor
     ordered_pts: Tensor
-    valid: Tensor
+    closed: Tensor
+    counts: list[int]
 
 
 def pad_targets(targets: list[dict[str, Tensor]], num_points: int, device: torch.device) -> PaddedTargets:
     """Ragged targets (labels [G], pts [G, P, 2], closed [G]) to padded tensors with all equivalent orders."""
     table = order_table(num_points).to(device)
-    most = max((len(target["labels"]) for target in targets), default=0)
+    counts = [len(target["labels"]) for target in targets]
+    most = max(counts, default=0)
     labels = torch.zeros(len(targets), most, dtype=torch.long, device=device)
     ordered = torch.zeros(len(targets), most, table.shape[1], num_points, 2, device=device)
-    valid = torch.zeros(len(targets), most, dtype=torch.bool, device=device)
-    for sample, target in enumerate(targets):
-        count = len(target["labels"])
+    closed = torch.zeros(len(targets), most, dtype=torch.bool, device=device)
+    for sample, (target, count) in enumerate(zip(targets, counts, strict=True)):
         labels[sample, :count] = target["labels"]
-        valid[sample, :count] = True
+        closed[sample, :count] = target["closed"]
         order = table[target["closed"].long()]  # [G, O, P]
         instance = torch.arange(count, device=device)[:, None, None]
         ordered[sample, :count] = target["pts"][instance, order]  # [G, O, P, 2]
-    return PaddedTargets(labels, ordered, valid)
+    return PaddedTargets(labels, ordered, closed, counts)
 
 
 def focal_class_cost(logits: Tensor) -> Tensor:
@@ -60,6 +64,28 @@ def focal_class_cost(logits: Tensor) -> Tensor:
     positive = FOCAL_ALPHA * (1 - probability) ** FOCAL_GAMMA * -torch.log(probability + 1e-8)
     negative = (1 - FOCAL_ALPHA) * probability**FOCAL_GAMMA * -torch.log(1 - probability + 1e-8)
     return positive - negative
+
+
+def least_distances(pts: Tensor, targets: PaddedTargets) -> tuple[Tensor, Tensor]:
+    """L1 distance of predictions [L, B, I, P, 2] to each target in its nearest order, and that order: [L, B, I, G]."""
+    heads, batch, instances = pts.shape[:3]
+    pts, ordered = pts.flatten(3), targets.ordered_pts.flatten(3)  # [L, B, I, 2P], [B, G, O, 2P]
+    if pts.device.type != "cpu":
+        distance = torch.cdist(pts, ordered.flatten(1, 2).expand(heads, -1, -1, -1), p=1.0)  # [L, B, I, G*O]
+        return distance.unflatten(3, ordered.shape[1:3]).min(-1)
+    # Nearly all of the criterion's time on a CPU, where skipping the orders that open lines only repeat is worth it. On
+    # a GPU to ask which lines are open would be one more wait for the device.
+    distance = pts.new_zeros(heads, batch, instances, ordered.shape[1])
+    order = torch.zeros_like(distance, dtype=torch.long)
+    for sample, count in enumerate(targets.counts):
+        closed = targets.closed[sample, :count]
+        for kind, orders in ((~closed, 2), (closed, ordered.shape[2])):
+            which = kind.nonzero()[:, 0]
+            wanted = ordered[sample, which, :orders].flatten(0, 1)  # [G' * orders, 2P]
+            to_orders = torch.cdist(pts[:, sample].flatten(0, 1), wanted, p=1.0)
+            least, nearest = to_orders.view(heads, instances, len(which), orders).min(-1)
+            distance[:, sample, :, which], order[:, sample, :, which] = least, nearest
+    return distance, order
 
 
 @dataclass
@@ -88,25 +114,19 @@ class HungarianMatcher:
         """
         device = pred_logits.device
         heads, batch, instances = pred_logits.shape[:3]
-        most, orders = targets.ordered_pts.shape[1:3]
-        if most == 0:
+        if targets.labels.shape[1] == 0:
             none = torch.zeros(0, dtype=torch.long, device=device)
             return Matches(none, none, none, none, none)
-        wanted = targets.ordered_pts.flatten(3).flatten(1, 2)  # [B, G*O, 2P]
-        distance = torch.cdist(
-            pred_pts.flatten(3).float(), wanted.expand(heads, -1, -1, -1), p=1.0
-        ).view(heads, batch, instances, most, orders)
-        distance, order = distance.min(-1)  # [L, B, I, G]
+        distance, order = least_distances(pred_pts.float(), targets)  # [L, B, I, G]
         class_cost = focal_class_cost(pred_logits.float()).gather(
             3, targets.labels[None, :, None, :].expand(heads, -1, instances, -1)
         )
         cost = (self.cost_class * class_cost + self.cost_pts * distance).cpu().numpy()
         if not np.isfinite(cost).all():
             raise FloatingPointError("the predictions are not finite")
-        counts = targets.valid.sum(1).tolist()
         rows = []
         for head in range(heads):
-            for sample, count in enumerate(counts):
+            for sample, count in enumerate(targets.counts):
                 instance, target = linear_sum_assignment(cost[head, sample, :, :count])
                 rows += [(head, sample, i, t) for i, t in zip(instance.tolist(), target.tolist(), strict=True)]
         index = torch.tensor(rows, dtype=torch.long, device=device).reshape(-1, 4).unbind(1)

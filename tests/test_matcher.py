@@ -3,7 +3,7 @@ import itertools
 import torch
 
 from data.made_up import random_target
-from models.matcher import HungarianMatcher, focal_class_cost, order_table, pad_targets
+from models.matcher import HungarianMatcher, focal_class_cost, least_distances, order_table, pad_targets
 
 
 def test_orders_of_a_ring_and_of_an_open_line():
@@ -27,6 +27,25 @@ def test_lines_and_rings_shrunk_to_a_point_are_matched():
     pts = torch.tensor([0.74, 0.5, 0.26])[:, None, None].expand(1, 1, 3, 4, 2)
     matches = HungarianMatcher()(torch.zeros(1, 1, 3, 3), pts, pad_targets([target], 4, torch.device("cpu")))
     assert sorted(zip(matches.instance.tolist(), matches.target.tolist(), strict=True)) == [(0, 1), (2, 0)]
+
+
+def test_least_distances_are_those_over_every_order_of_the_table():
+    generator = torch.Generator().manual_seed(1)
+    targets = [random_target(generator, count, 5) for count in (6, 0, 3)]
+    targets[0]["closed"][:] = torch.tensor([True, False, False, True, True, False])
+    targets[2]["closed"][:] = False  # a sample without a ring
+    padded = pad_targets(targets, 5, torch.device("cpu"))
+    assert padded.counts == [6, 0, 3]
+    pts = torch.rand(2, 3, 4, 5, 2, generator=generator)
+    distance, order = least_distances(pts, padded)
+    assert distance.shape == order.shape == (2, 3, 4, 6)
+    for sample, target in enumerate(targets):
+        for g, (line, closed) in enumerate(zip(target["pts"], target["closed"].tolist(), strict=True)):
+            orders = line[order_table(5)[int(closed)]]  # [O, P, 2]
+            each = (pts[:, sample, :, None] - orders).abs().sum((3, 4))  # [L, I, O]
+            torch.testing.assert_close(distance[:, sample, :, g], each.min(-1).values)
+            chosen = each.gather(2, order[:, sample, :, g, None])[..., 0]
+            torch.testing.assert_close(chosen, each.min(-1).values)
 
 
 def test_matching_equals_brute_force():

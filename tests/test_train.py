@@ -135,7 +135,7 @@ def test_a_gradient_that_is_not_finite_ends_fp32_and_is_skipped_and_counted_in_f
     trainer = make_trainer(tmp_path / "fp32", synthetic_world, caches)
     trainer.model.decoder.references.register_hook(spoil)
     before = trainer.model.decoder.references.detach().clone()
-    with pytest.raises(FloatingPointError, match="step 0: the gradient is not finite.*'decoder': nan"):
+    with pytest.raises(FloatingPointError, match="step 0: the gradient is not finite.*'decoder': (nan|inf)"):
         trainer.train_epoch()
     assert torch.equal(trainer.model.decoder.references, before)
 

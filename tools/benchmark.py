@@ -8,6 +8,8 @@ Examples:
   python tools/benchmark.py memory --batch-size 4 --precision fp16 --gradient-checkpointing on
   python tools/benchmark.py step --batch-size 1 --layers 2
   python tools/benchmark.py checkpoint --folder outputs
+  python tools/benchmark.py loader --images IMAGES --json loader.json
+  python tools/benchmark.py criterion --json criterion.json
 """
 
 import argparse
@@ -16,14 +18,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tools.benchmarks import checkpoint, evaluation, gt, memory, params, step  # noqa: E402
+from tools.benchmarks import checkpoint, criterion, evaluation, gt, loader, memory, params, step  # noqa: E402
 from tools.benchmarks.common import write_result  # noqa: E402
 from utils.command_line import documented_parser  # noqa: E402
 from utils.errors import run_cli  # noqa: E402
 from utils.files import require_writable  # noqa: E402
 
 STAGES = {
-    "gt": gt, "eval": evaluation, "params": params, "memory": memory, "step": step, "checkpoint": checkpoint
+    "gt": gt, "eval": evaluation, "params": params, "memory": memory, "step": step, "checkpoint": checkpoint,
+    "loader": loader, "criterion": criterion,
 }  # fmt: skip
 
 

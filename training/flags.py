@@ -7,6 +7,7 @@ import torch
 
 from data.gt_cache import GT_STYLES
 from data.splits import SPLITS
+from data.transforms import MOST_NOISY_COPIES
 from models.flags import add_model_arguments
 from utils.command_line import documented_parser
 from utils.errors import UserError
@@ -58,6 +59,8 @@ def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--gt-style", default="maptr", choices=GT_STYLES, help="whose ground-truth vectors")
     data.add_argument("--num-workers", type=int, default=4, help="processes of each rank that decode images")
     data.add_argument("--mirror", type=float, default=0.0, help="probability of a left-right mirrored sample")
+    data.add_argument("--noisy-copies", type=int, default=2,
+                      help="of every ground-truth line, which the decoder learns to put back; 0: none")
     data.add_argument("--photometric", type=float, default=0.0,
                       help="brightness, contrast and saturation vary by up to this share")
 
@@ -113,6 +116,8 @@ def _check(args: argparse.Namespace) -> None:
     for name in ("mirror", "photometric"):
         if not 0 <= getattr(args, name) <= 1:
             raise UserError(f"--{name} {getattr(args, name)}: must be between 0 and 1")
+    if not 0 <= args.noisy_copies <= MOST_NOISY_COPIES:
+        raise UserError(f"--noisy-copies {args.noisy_copies}: must be between 0 and {MOST_NOISY_COPIES}")
     if not 0 <= args.ema_decay < 1:
         raise UserError(f"--ema-decay {args.ema_decay}: must be at least 0 and below 1")
     if not 0 <= args.seed < 2**31:

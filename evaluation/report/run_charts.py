@@ -21,6 +21,9 @@ _PART_TITLES = {
     "loss_cls": "classes",
     "loss_pts": "points",
     "loss_dir": "directions",
+    "loss_noisy_cls": "classes of noisy lines",
+    "loss_noisy_pts": "points of noisy lines",
+    "loss_noisy_dir": "directions of noisy lines",
     "loss_seg": "segmentation in the images",
     "loss_ground": "segmentation on the ground",
 }

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,24 @@ def timed(work: Callable, *arguments: object) -> tuple[object, float]:
     started = time.perf_counter()
     result = work(*arguments)
     return result, time.perf_counter() - started
+
+
+def rounds(
+    work: Mapping[str, Callable[[], object]], warmup: int, repeats: int
+) -> tuple[dict[str, np.ndarray], Callable[[str, str], dict[str, float]]]:
+    """Seconds [repeats] of several works that take turns, so that noise of the machine meets all alike.
+
+    Also returns a function of two names: the spread of how many times longer the first took than the second, round by
+    round.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    for number in range(warmup + repeats):
+        for name, each in work.items():
+            taken = timed(each)[1]
+            if number >= warmup:
+                seconds[name].append(taken)
+    found = {name: np.array(values) for name, values in seconds.items()}
+    return found, lambda slower, faster: spread(found[slower] / found[faster])
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

@@ -38,10 +38,22 @@ def _process_tree(pid: int) -> list[int]:
     return [pid, *(descendant for child in children for descendant in _process_tree(int(child)))]
 
 
+def private_mb(pid: int) -> float:
+    """Memory in MB that a process shares with no other one; not a number where there is no /proc."""
+    kilobytes = _rollup(pid)
+    return sum(kilobytes[name] for name in ("Private_Clean", "Private_Dirty")) / 1e3 if kilobytes else float("nan")
+
+
 def _proportional_gb(pid: int) -> float:
     """PSS of one process in GB, 0 when it has ended."""
+    return _rollup(pid).get("Pss", 0) / 1e6
+
+
+def _rollup(pid: int) -> dict[str, int]:
+    """Linux's summary of a process's memory in kB; empty when the process has ended."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
-        return 0.0
-    return next((int(line.split()[1]) / 1e6 for line in lines if line.startswith("Pss:")), 0.0)  # Linux counts in kB
+        return {}
+    pairs = (line.split() for line in lines if line.endswith("kB"))
+    return {name.rstrip(":"): int(value) for name, value, _ in pairs}

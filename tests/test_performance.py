@@ -1,0 +1,25 @@
+"""Ratios of times that must not get lost, with slack for a machine that is not quite quiet: -m performance."""
+
+import pytest
+
+from tests.reference import REFERENCE, needs_reference
+from tests.test_benchmark_model import run
+
+pytestmark = pytest.mark.performance
+
+
+@needs_reference
+@pytest.mark.parametrize("preset", ["base", "tiny"])
+def test_the_loader_is_near_the_bare_decode_and_far_from_a_full_one(monkeypatch, tmp_path, preset):
+    images = REFERENCE / "real_sample" / "samples"
+    flags = ["--images", images, "--presets", preset, "--repeats", 9, "--num-workers"]
+    found = run(monkeypatch, tmp_path, "loader", *flags)[preset]
+    assert found["yardstick_ratio"]["median"] >= 3
+    assert found["bare_decode_ratio"]["median"] <= 1.6
+    assert found["difference"] < 2
+
+
+def test_the_criterion_is_far_from_loops_over_samples(monkeypatch, tmp_path):
+    found = run(monkeypatch, tmp_path, "criterion", "--repeats", 5, "--steps", 0)
+    assert found["yardstick_ratio"]["median"] >= 5
+    assert found["matrix_yardstick_ratio"]["median"] >= 2.5
