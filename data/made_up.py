@@ -33,17 +33,26 @@ def random_target(generator: torch.Generator, count: int, num_points: int) -> di
     return {"labels": torch.randint(0, 3, (count,), generator=generator), "pts": pts, "closed": closed}
 
 
-def random_batch(image_size: tuple[int, int], num_points: int, counts: tuple[int, ...], seed: int = 0) -> dict:
-    """A batch as `collate` makes it, with the given numbers of ground-truth instances, one for each sample."""
+def random_batch(
+    image_size: tuple[int, int], num_points: int, counts: tuple[int, ...], seed: int = 0, noisy_copies: int = 0
+) -> dict:
+    """A batch as `collate` makes it, with the given numbers of ground-truth instances, one for each sample.
+
+    noisy_copies: of every instance; they are as random as the instances.
+    """
     generator = torch.Generator().manual_seed(seed)
     batch = len(counts)
     shape = (batch, len(CAMERAS), 3, *image_size)
+    targets = [random_target(generator, count, num_points) for count in counts]
+    if noisy_copies:
+        for target in targets:
+            target["noisy_pts"] = torch.rand(noisy_copies, *target["pts"].shape, generator=generator)
     return {
         "images": torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator),
         "lidar2img": camera_matrices(image_size).expand(batch, -1, -1, -1).clone(),
         "ground_z": torch.full((batch,), GROUND_Z),
         "camera_ids": torch.arange(len(CAMERAS)).expand(batch, -1),
-        "targets": [random_target(generator, count, num_points) for count in counts],
+        "targets": targets,
         "sample_tokens": [f"sample-{i}" for i in range(batch)],
         "indices": list(range(batch)),
     }

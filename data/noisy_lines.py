@@ -6,6 +6,8 @@ so that every layer learns from the first step on how what it sees asks a line t
 
 import numpy as np
 
+NUM_COPIES = 2  # of each line that a training takes unless told otherwise
+
 # Standard deviations. Half a lane's width of shift: with more, the nearest paint is often another line's.
 SHIFT_M = 1.0
 TURN_RAD = 0.15

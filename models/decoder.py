@@ -63,16 +63,17 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.query = nn.Linear(dim, dim)
-        self.key_value = nn.ModuleList([nn.Linear(dim, dim), nn.Linear(dim, dim)])
+        # No bias on the keys: it changes all of a query's logits alike, so Adam would only walk it along by rounding.
+        self.key_value = nn.ModuleList([nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim)])
         self.output = nn.Linear(dim, dim)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """query [N, Tq, D], key and value [N, Tk, D] -> [N, Tq, D]."""
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+        """query [N, Tq, D], key and value [N, Tk, D] -> [N, Tq, D]; mask [N, 1, Tq, Tk]: True = may attend."""
         q, k, v = (
             x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # [N, H, T, D/H]
             for x in (self.query(query), self.key_value[0](key), self.key_value[1](value))
         )
-        return self.output(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.output(F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2))
 
 
 class DecoderLayer(nn.Module):
@@ -91,8 +92,13 @@ class DecoderLayer(nn.Module):
         self.norms = nn.ModuleList([nn.LayerNorm(dim) for _ in range(5)])
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, position: Tensor, pts: Tensor, scene: Tensor, ground: Tensor) -> Tensor:
-        """x and position [B, I, P, D], pts [B, I, P, 2] in [0, 1], scene [B, S, D], ground [B, F, Y, X]."""
+    def forward(
+        self, x: Tensor, position: Tensor, pts: Tensor, scene: Tensor, ground: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        """x and position [B, I, P, D], pts [B, I, P, 2] in [0, 1], scene [B, S, D], ground [B, F, Y, X].
+
+        mask [B, I, I]: True = the row's instance may look at the column's.
+        """
         batch, instances, points, _ = x.shape
         y = (self.norms[0](x) + position).flatten(1, 2)  # [B, I*P, D]
         x = x + self.dropout(self.to_ground(y, pts.flatten(1, 2), ground).view_as(x))
@@ -101,7 +107,8 @@ class DecoderLayer(nn.Module):
         x = x + self.dropout(self.along_points(at, at, y).unflatten(0, (batch, instances)))
         y = self.norms[2](x).transpose(1, 2).flatten(0, 1)  # [B*P, I, D]
         at = y + position.transpose(1, 2).flatten(0, 1)
-        y = self.across_instances(at, at, y).unflatten(0, (batch, points)).transpose(1, 2)
+        mask = None if mask is None else mask.repeat_interleave(points, 0)[:, None]  # [B*P, 1, I, I]
+        y = self.across_instances(at, at, y, mask).unflatten(0, (batch, points)).transpose(1, 2)
         x = x + self.dropout(y)
         y = (self.norms[3](x) + position).flatten(1, 2)  # [B, I*P, D]
         x = x + self.dropout(self.to_scene(y, scene, scene).view_as(x))
@@ -192,13 +199,14 @@ class VectorDecoder(nn.Module):
 
     def forward(
         self, instance_states: Tensor, point_states: Tensor, scene_states: Tensor, ground: Tensor,
-        noisy_pts: Tensor | None = None,
+        noisy_pts: Tensor | None = None, noisy_mask: Tensor | None = None,
     ) -> tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]]:
         """instance_states [B, I, D_llm], point_states [B, I, P, D_llm], scene_states [B, S, D_llm] as the LLM left
         them; ground [B, F, Y, X].
 
         Returns one dict per head, first to last: pred_logits [B, I, classes], pred_pts [B, I, P, 2] in [0, 1]; and one
-        per layer of the same for the lines noisy_pts [B, N, P, 2] in [0, 1], which a training may add.
+        per layer of the same for the lines noisy_pts [B, N, P, 2] in [0, 1], which a training may add; noisy_mask
+        [B, N, N]: True = the row's line may look at the column's.
         """
         x = self.point_input(point_states) + self.instance_input(instance_states)[:, :, None]  # [B, I, P, D]
         scene = self.scene_input(scene_states)
@@ -209,14 +217,16 @@ class VectorDecoder(nn.Module):
         # A query without identity: a noisy line has only its place to tell it from others. By themselves, so that the
         # map queries learn nothing of where the lines are. What it is made of is not trained by it.
         anybody = x.detach().mean(1, keepdim=True).expand(-1, noisy_pts.shape[1], -1, -1)
-        return outputs, self.refine(anybody, noisy_pts, scene, ground)
+        return outputs, self.refine(anybody, noisy_pts, scene, ground, noisy_mask)
 
-    def refine(self, x: Tensor, pts: Tensor, scene: Tensor, ground: Tensor) -> list[dict[str, Tensor]]:
+    def refine(
+        self, x: Tensor, pts: Tensor, scene: Tensor, ground: Tensor, mask: Tensor | None = None
+    ) -> list[dict[str, Tensor]]:
         """Queries x [B, N, P, D] at pts [B, N, P, 2], scene tokens [B, S, D]: a prediction after each layer."""
         outputs = []
         for layer, head in zip(self.layers, self.heads[1:], strict=True):
             reference = pts.detach()
-            x = layer(x, self.embed_position(reference), reference, scene, ground)
+            x = layer(x, self.embed_position(reference), reference, scene, ground, mask)
             logits, pts = head(x, reference)
             outputs.append({"pred_logits": logits, "pred_pts": pts})
         return outputs

@@ -65,9 +65,9 @@ class MapDetector(nn.Module):
         instance_states, point_states = self.map_queries.split(query_states)
         features = self.image_features(pixels, patches, self.token_grid)  # [B, V, F, H/4, W/4]
         ground = self.ground_grid(features, lidar2img, ground_z, self.image_size)  # [B, F, Y, X]
-        noisy_pts = stack_noisy(batch["targets"]) if self.training and "noisy_pts" in batch["targets"][0] else None
+        noisy = stack_noisy(batch["targets"]) if self.training and "noisy_pts" in batch["targets"][0] else ()
         (*aux_outputs, outputs), noisy_outputs = self.decoder(
-            instance_states, point_states, scene_states, ground, noisy_pts
+            instance_states, point_states, scene_states, ground, *noisy
         )
         outputs = {**outputs, "aux_outputs": aux_outputs,
                    "scene_std": spread_across_batch(scene), "query_std": spread_across_batch(query_states)}
@@ -97,15 +97,22 @@ class MapDetector(nn.Module):
         return states[:, num_text : num_text + num_scene], states[:, num_text + num_scene :]
 
 
-def stack_noisy(targets: list[dict[str, Tensor]]) -> Tensor:
-    """The targets' noisy_pts [K, G, P, 2], one line after the other and filled up with points in the middle of the
-    range to the same number in each sample: [B, K*G, P, 2] with the largest G, at least 1."""
-    most = max(1, *(target["noisy_pts"].shape[1] for target in targets))
+def stack_noisy(targets: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
+    """The targets' noisy_pts [K, G, P, 2], one line after the other, and who may look at whom.
+
+    Each sample is filled up to the largest G (at least 1) with lines in the middle of the range: [B, K*G, P, 2]. Nobody
+    but itself sees such a line: mask [B, K*G, K*G], True = the row's line may look at the column's.
+    """
+    counts = [target["noisy_pts"].shape[1] for target in targets]
     copies, _, points, _ = targets[0]["noisy_pts"].shape
-    stacked = targets[0]["noisy_pts"].new_full((len(targets), copies, most, points, 2), 0.5)
-    for row, target in zip(stacked, targets, strict=True):
-        row[:, : target["noisy_pts"].shape[1]] = target["noisy_pts"]
-    return stacked.flatten(1, 2)  # [B, K*G, P, 2]
+    stacked = targets[0]["noisy_pts"].new_full((len(targets), copies, max(1, *counts), points, 2), 0.5)
+    real = stacked.new_zeros(stacked.shape[:3], dtype=torch.bool)
+    for row, is_real, target, count in zip(stacked, real, targets, counts, strict=True):
+        row[:, :count] = target["noisy_pts"]
+        is_real[:, :count] = True
+    real = real.flatten(1)  # [B, K*G]
+    itself = torch.eye(real.shape[1], dtype=torch.bool, device=real.device)
+    return stacked.flatten(1, 2), real[:, None, :] | itself
 
 
 def spread_across_batch(states: Tensor) -> Tensor:

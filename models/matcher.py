@@ -11,6 +11,7 @@ from torch import Tensor
 
 FOCAL_ALPHA = 0.25
 FOCAL_GAMMA = 2.0
+TIE = 1e-5  # of summed distances in [0, 1]; rounding is some 1e-6
 
 
 def order_table(num_points: int) -> Tensor:
@@ -66,13 +67,22 @@ def focal_class_cost(logits: Tensor) -> Tensor:
     return positive - negative
 
 
+def _first_least(distance: Tensor) -> tuple[Tensor, Tensor]:
+    """Smallest of the orders' distances [..., O], and the first order that has it but for rounding.
+
+    A line that lies to one side of a target is equally far from it in all orders: rounding must not choose.
+    """
+    least = distance.amin(-1)
+    return least, (distance <= least[..., None] + TIE).int().argmax(-1)
+
+
 def least_distances(pts: Tensor, targets: PaddedTargets) -> tuple[Tensor, Tensor]:
     """L1 distance of predictions [L, B, I, P, 2] to each target in its nearest order, and that order: [L, B, I, G]."""
     heads, batch, instances = pts.shape[:3]
     pts, ordered = pts.flatten(3), targets.ordered_pts.flatten(3)  # [L, B, I, 2P], [B, G, O, 2P]
     if pts.device.type != "cpu":
         distance = torch.cdist(pts, ordered.flatten(1, 2).expand(heads, -1, -1, -1), p=1.0)  # [L, B, I, G*O]
-        return distance.unflatten(3, ordered.shape[1:3]).min(-1)
+        return _first_least(distance.unflatten(3, ordered.shape[1:3]))
     # Nearly all of the criterion's time on a CPU, where skipping the orders that open lines only repeat is worth it. On
     # a GPU to ask which lines are open would be one more wait for the device.
     distance = pts.new_zeros(heads, batch, instances, ordered.shape[1])
@@ -83,7 +93,7 @@ def least_distances(pts: Tensor, targets: PaddedTargets) -> tuple[Tensor, Tensor
             which = kind.nonzero()[:, 0]
             wanted = ordered[sample, which, :orders].flatten(0, 1)  # [G' * orders, 2P]
             to_orders = torch.cdist(pts[:, sample].flatten(0, 1), wanted, p=1.0)
-            least, nearest = to_orders.view(heads, instances, len(which), orders).min(-1)
+            least, nearest = _first_least(to_orders.view(heads, instances, len(which), orders))
             distance[:, sample, :, which], order[:, sample, :, which] = least, nearest
     return distance, order
 

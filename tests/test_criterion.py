@@ -89,6 +89,11 @@ def test_direction_loss_is_zero_along_two_against_and_finite_for_repeated_points
     line = torch.tensor([[[0.0, 0.0], [0.5, 0.0], [1.0, 0.0]]])
     assert torch.allclose(direction_loss(line * 0.5, line), torch.zeros(1, 2))
     assert torch.allclose(direction_loss(line.flip(1), line), torch.full((1, 2), 2.0))
+    short = line * 1e-2  # edges of 5e-3
+    assert torch.allclose(direction_loss(short, short), torch.zeros(1, 2), atol=1e-6)
+    near = (line * 1e-7).requires_grad_()  # points in one place: a bounded gradient
+    direction_loss(near, line).sum().backward()
+    assert near.grad.norm() < 1000
     still = torch.zeros(1, 3, 2, requires_grad=True)
     direction_loss(still, torch.zeros(1, 3, 2)).sum().backward()
     assert torch.isfinite(still.grad).all()

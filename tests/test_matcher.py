@@ -79,3 +79,14 @@ def test_no_ground_truth_anywhere():
     padded = pad_targets([empty, empty], 4, torch.device("cpu"))
     matches = HungarianMatcher()(torch.zeros(2, 2, 3, 3), torch.zeros(2, 2, 3, 4, 2), padded)
     assert len(matches.head) == 0
+
+
+def test_rounding_does_not_choose_between_equal_orders():
+    """A prediction to one side of a line is equally far from it in both directions: the first is taken."""
+    line = torch.tensor([[0.5, 0.5], [0.6, 0.7], [0.7, 0.9]])
+    targets = pad_targets([{"labels": torch.tensor([0]), "pts": line[None], "closed": torch.tensor([False])}], 3,
+                          torch.device("cpu"))  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        pts = torch.rand(1, 1, 1, 3, 2, generator=generator) * 0.4
+        assert HungarianMatcher()(torch.zeros(1, 1, 1, 3), pts, targets).order.item() == 0

@@ -36,10 +36,10 @@ def test_stacked_copies_stand_where_the_losses_look_for_them():
     """Lines that are put back exactly cost nothing, whatever the padding between samples with fewer."""
     config = micro_config()
     batch = with_noisy(random_batch(config, counts=(3, 0, 1)))
-    assert stack_noisy(batch["targets"]).shape == (3, 6, config.num_points, 2)
+    assert stack_noisy(batch["targets"])[0].shape == (3, 6, config.num_points, 2)
     for target in batch["targets"]:
         target["noisy_pts"] = target["pts"][None].repeat(2, 1, 1, 1)
-    pts = stack_noisy(batch["targets"])
+    pts = stack_noisy(batch["targets"])[0]
     labels = torch.zeros(3, 6, dtype=torch.long)
     for row, target in zip(labels, batch["targets"], strict=True):
         row.view(2, 3)[:, : len(target["labels"])] = target["labels"]
@@ -53,6 +53,18 @@ def test_stacked_copies_stand_where_the_losses_look_for_them():
     outputs["noisy_outputs"][0]["pred_pts"] = pts + torch.tensor([0.01, 0.0])
     found = criterion(outputs, batch)
     torch.testing.assert_close(found["loss_noisy_pts"], torch.tensor(0.01 * config.num_points))
+
+
+def test_a_sample_is_put_back_alike_whatever_stands_beside_it():
+    config = micro_config()
+    torch.manual_seed(0)
+    model = build_detector(config).train()
+    batch = with_noisy(random_batch(config, counts=(2, 4)))
+    alone = {key: value[:1] for key, value in batch.items()}
+    beside, found = model(batch)["noisy_outputs"], model(alone)["noisy_outputs"]
+    for layer, other in zip(beside, found, strict=True):
+        of_first = layer["pred_pts"][0].unflatten(0, (2, 4))[:, :2].flatten(0, 1)
+        torch.testing.assert_close(of_first, other["pred_pts"][0], rtol=0, atol=1e-6)
 
 
 def test_in_training_they_reach_the_decoder_and_not_the_queries():

@@ -6,6 +6,7 @@ import importlib.util
 import torch
 
 from data.gt_cache import GT_STYLES
+from data.noisy_lines import NUM_COPIES
 from data.splits import SPLITS
 from data.transforms import MOST_NOISY_COPIES
 from models.flags import add_model_arguments
@@ -59,7 +60,7 @@ def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--gt-style", default="maptr", choices=GT_STYLES, help="whose ground-truth vectors")
     data.add_argument("--num-workers", type=int, default=4, help="processes of each rank that decode images")
     data.add_argument("--mirror", type=float, default=0.0, help="probability of a left-right mirrored sample")
-    data.add_argument("--noisy-copies", type=int, default=2,
+    data.add_argument("--noisy-copies", type=int, default=NUM_COPIES,
                       help="of every ground-truth line, which the decoder learns to put back; 0: none")
     data.add_argument("--photometric", type=float, default=0.0,
                       help="brightness, contrast and saturation vary by up to this share")

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from data.made_up import random_batch
+from data.noisy_lines import NUM_COPIES
 from models.config import PRESETS, QUANTIZATIONS, ModelConfig
 from models.detector import MapDetector, build_detector
 from utils.errors import UserError
@@ -49,7 +50,8 @@ def config_from(args: argparse.Namespace) -> ModelConfig:
 
 def made_up_batch(config: ModelConfig, batch_size: int) -> dict:
     """A batch for the model, on the CPU."""
-    return random_batch(config.image_size, config.num_points, (GT_PER_SAMPLE,) * batch_size)
+    counts = (GT_PER_SAMPLE,) * batch_size
+    return random_batch(config.image_size, config.num_points, counts, noisy_copies=NUM_COPIES)
 
 
 @contextmanager
@@ -62,7 +64,7 @@ def fake_detector(config: ModelConfig, frozen_dtype: torch.dtype) -> Iterator[Ma
 
 def stand_in_loss(outputs: dict) -> Tensor:
     """A scalar that depends on every output; the real losses look at values, which fake tensors do not have."""
-    heads = [outputs, *outputs["aux_outputs"]]
+    heads = [outputs, *outputs["aux_outputs"], *outputs["noisy_outputs"]]
     parts = [value for head in heads for value in (head["pred_logits"], head["pred_pts"])]
     parts += [outputs["seg_logits"], outputs["ground_logits"]]
     return sum(part.float().sum() for part in parts)
