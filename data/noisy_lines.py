@@ -7,6 +7,7 @@ so that every layer learns from the first step on how what it sees asks a line t
 import numpy as np
 
 NUM_COPIES = 2  # of each line that a training takes unless told otherwise
+MOST_COPIES = 16  # more only cost time
 
 # Standard deviations. Half a lane's width of shift: with more, the nearest paint is often another line's.
 SHIFT_M = 1.0

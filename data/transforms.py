@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.geometry import transform_plane
+from data.noisy_lines import MOST_COPIES
 from data.polylines import clip_line, line_length
 from utils.frame import CAMERAS
 
 # A line shorter than this (metres) is numerical dust of the map union, no target to learn.
 MIN_LENGTH_M = 0.1
-MOST_NOISY_COPIES = 16  # more only cost time
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class AugmentConfig:
     noisy_copies: int = 0  # of every line, for the decoder to put back (data/noisy_lines.py)
 
     def __post_init__(self):
-        limits = {"mirror_probability": 1.0, "rotation_deg": 45.0, "zoom": 0.9, "noisy_copies": MOST_NOISY_COPIES}
+        limits = {"mirror_probability": 1.0, "rotation_deg": 45.0, "zoom": 0.9, "noisy_copies": MOST_COPIES}
         for name, value in vars(self).items():
             limit = limits.get(name, 1.0)
             if not 0.0 <= value <= limit:

@@ -7,27 +7,38 @@ import pytest
 import torch
 from PIL import Image
 
-from data.images import adjust_colours
+from data.images import adjust_colours, load_image
 from data.pixels import adjust_pixels, load_pixels
 from data.transforms import crop_window, pixel_transform
 from tests.test_transforms import blob_image, centroid
 from utils.errors import UserError
 
 
+def whole_quality(path, source, window, size):
+    return np.asarray(load_image(path, source, window, size, "token")), window
+
+
+def reduced(path, source, window, size):
+    pixels, shown = load_pixels(path, source, window, size, "token")
+    assert pixels.dtype == torch.uint8
+    return pixels.permute(1, 2, 0).numpy(), shown
+
+
+@pytest.mark.parametrize("load", [whole_quality, reduced])
 @pytest.mark.parametrize("source", [(1600, 900), (1601, 903), (400, 225)])
 @pytest.mark.parametrize("size", [(336, 336), (112, 192), (90, 160), (700, 900)])
 @pytest.mark.parametrize(("crop_top", "zoom"), [(0.0, 0.0), (0.3, 0.0), (0.2, 0.25)])
-def test_content_lands_where_the_window_that_is_shown_says(tmp_path, source, size, crop_top, zoom):
+def test_content_lands_where_the_window_that_is_shown_says(tmp_path, load, source, size, crop_top, zoom):
     """Over every reduction of the JPEG decoder, to a fifth of a pixel."""
     centre = np.array([source[0] * 0.47, source[1] * 0.63])
     blob_image(*source, centre).save(tmp_path / "blob.jpg", quality=95)
     window = crop_window(source, crop_top, zoom, 0.3, 0.8)
-    pixels, shown = load_pixels(str(tmp_path / "blob.jpg"), source, window, size, "token")
-    assert pixels.dtype == torch.uint8 and pixels.shape == (3, *size)
+    image, shown = load(str(tmp_path / "blob.jpg"), source, window, size)
+    assert image.shape == (*size, 3)
     assert np.abs(shown - window).max() <= 4
     expected = pixel_transform(shown, size) @ [*centre, 1.0, 1.0]
     scale = max(1.0, size[1] / source[0])
-    np.testing.assert_allclose(centroid(pixels.permute(1, 2, 0)), expected[:2], atol=0.2 * scale)
+    np.testing.assert_allclose(centroid(image), expected[:2], atol=0.2 * scale)
 
 
 def test_the_filter_is_pillows_bicubic(tmp_path):

@@ -6,9 +6,8 @@ import importlib.util
 import torch
 
 from data.gt_cache import GT_STYLES
-from data.noisy_lines import NUM_COPIES
+from data.noisy_lines import MOST_COPIES, NUM_COPIES
 from data.splits import SPLITS
-from data.transforms import MOST_NOISY_COPIES
 from models.flags import add_model_arguments
 from utils.command_line import documented_parser
 from utils.errors import UserError
@@ -117,8 +116,8 @@ def _check(args: argparse.Namespace) -> None:
     for name in ("mirror", "photometric"):
         if not 0 <= getattr(args, name) <= 1:
             raise UserError(f"--{name} {getattr(args, name)}: must be between 0 and 1")
-    if not 0 <= args.noisy_copies <= MOST_NOISY_COPIES:
-        raise UserError(f"--noisy-copies {args.noisy_copies}: must be between 0 and {MOST_NOISY_COPIES}")
+    if not 0 <= args.noisy_copies <= MOST_COPIES:
+        raise UserError(f"--noisy-copies {args.noisy_copies}: must be between 0 and {MOST_COPIES}")
     if not 0 <= args.ema_decay < 1:
         raise UserError(f"--ema-decay {args.ema_decay}: must be at least 0 and below 1")
     if not 0 <= args.seed < 2**31:
