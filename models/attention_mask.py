@@ -42,15 +42,12 @@ def map_attention_mask(text_valid: Tensor, num_scene: int, num_instances: int, n
 
 
 def map_position_ids(text_valid: Tensor, num_scene: int, num_instances: int, num_points: int) -> Tensor:
-    """Position ids int64 [B, T]: text without its padding, then scene, then every instance the same range.
+    """Position ids int64 [B, T]: text without its padding, then one and the same for all that follows.
 
-    The instances form a set, so none of them is further from the scene than another.
+    Scene tokens and map queries are sets whose members say themselves where they lie; no token is further from a
+    query than another because of the order they are written in.
     """
-    batch, num_text = text_valid.shape
-    device = text_valid.device
     text = (text_valid.long().cumsum(1) - 1).clamp(min=0)  # [B, L]
     start = text_valid.long().sum(1, keepdim=True)  # [B, 1]
-    scene = start + torch.arange(num_scene, device=device)  # [B, S]
-    one_instance = torch.arange(1 + num_points, device=device).repeat(num_instances)
-    queries = start + num_scene + one_instance  # [B, I*(1+P)]
-    return torch.cat([text, scene, queries], dim=1)
+    rest = start.expand(-1, num_scene + num_instances * (1 + num_points))
+    return torch.cat([text, rest], dim=1)

@@ -85,6 +85,7 @@ class ModelConfig:
     crop_top: float = 0.0  # share of the image height cut from the top before resizing
     num_instances: int = 50
     num_points: int = 20
+    cells_per_token: int = 10  # the LLM reads squares of so many by so many ground cells (decoder.cell_m) as tokens
     classes: tuple[str, ...] = CLASSES
     pc_range: tuple[float, ...] = PC_RANGES["60x30"]
     qformer_pretrained: str = "none"  # start of tower and Q-Former: blip2, a folder, file or hub id of BLIP-2 | none
@@ -111,6 +112,7 @@ class ModelConfig:
         _require(0.0 <= self.crop_top < 1.0, "crop_top", self.crop_top, "must be in [0, 1)")
         _require(self.num_instances > 0, "num_instances", self.num_instances, "must be positive")
         _require(self.num_points >= 4, "num_points", self.num_points, "must be at least 4, a ring needs 3 + 1")
+        _require(self.cells_per_token > 0, "cells_per_token", self.cells_per_token, "must be positive")
         _require(len(self.pc_range) == 6, "pc_range", self.pc_range, "must be x0 y0 z0 x1 y1 z1")
         _require(self.llm_quantization in QUANTIZATIONS, "llm_quantization", self.llm_quantization,
                  f"must be one of {', '.join(QUANTIZATIONS)}")
@@ -150,6 +152,7 @@ _TINY = ModelConfig(
     crop_top=0.5,  # what is left begins a little above the horizon
     num_instances=24,
     num_points=10,
+    cells_per_token=5,
     llm_path="random",
     vision=VisionConfig(hidden_size=128, num_layers=2, num_heads=4, mlp_size=256, patch_size=16, position_grid=8,
                         trainable=True),

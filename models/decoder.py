@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.sunflower import sunflower
 from utils.frame import denormalize_pts, normalize_pts
 
-GOLDEN_ANGLE = math.pi * (3 - math.sqrt(5))
 NUM_FREQUENCIES = 6
 # What an output of 1 means, so that outputs of a common size reach the next lane and learn at one rate.
 MOVE_UNIT_M = 2.0
@@ -50,10 +50,8 @@ class GroundSampling(nn.Module):
 
 def initial_offsets(num_offsets: int, reach_m: float) -> Tensor:
     """A sunflower of points around the origin, [K, 2] in metres: the first at it, the last reach_m away."""
-    index = torch.arange(num_offsets)
-    angle = index * GOLDEN_ANGLE
-    radius = reach_m * (index / max(num_offsets - 1, 1)) ** 0.75  # denser near the centre
-    return torch.stack([angle.cos() * radius, angle.sin() * radius], dim=1)
+    share = torch.arange(num_offsets) / max(num_offsets - 1, 1)
+    return sunflower(reach_m * share**0.75)  # denser near the centre
 
 
 class Attention(nn.Module):

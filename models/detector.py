@@ -1,6 +1,7 @@
 """The detector: images to scene tokens, map queries through the frozen LLM, queries to polylines."""
 
-# B batch, V cameras, I instances, P points, N scene tokens a camera, L text tokens, D LLM width
+# B batch, V cameras, I instances, P points, N scene tokens a camera, R x C ground tokens, S = V*N + R*C of both,
+# L text tokens, D LLM width
 
 import logging
 
@@ -13,6 +14,7 @@ from models.config import ModelConfig
 from models.decoder import VectorDecoder
 from models.geometry_embedding import GeometryEmbedding
 from models.ground_grid import GroundGrid, ImageFeatures
+from models.ground_tokens import GroundTokens, PlaceEmbedding
 from models.llm.frozen import FrozenLLM, build_llm
 from models.map_queries import MapQueries
 from models.qformer import CameraQFormer, SceneProjection, build_qformer
@@ -25,8 +27,9 @@ class MapDetector(nn.Module):
     """The whole network; `llm` may be None, then scene tokens and map queries go straight to the decoder."""
 
     def __init__(self, vision: VisionTower, geometry: GeometryEmbedding, qformer: CameraQFormer,
-                 projection: SceneProjection, map_queries: MapQueries, llm: FrozenLLM | None,
-                 image_features: ImageFeatures, ground_grid: GroundGrid, decoder: VectorDecoder,
+                 projection: SceneProjection, place: PlaceEmbedding, map_queries: MapQueries, llm: FrozenLLM | None,
+                 image_features: ImageFeatures, ground_grid: GroundGrid, ground_tokens: GroundTokens,
+                 decoder: VectorDecoder,
                  segmentation: SegmentationHead, ground_segmentation: nn.Conv2d,
                  image_size: tuple[int, int], token_grid: tuple[int, int]):
         super().__init__()
@@ -34,10 +37,12 @@ class MapDetector(nn.Module):
         self.geometry = geometry
         self.qformer = qformer
         self.projection = projection
+        self.place = place
         self.map_queries = map_queries
         self.llm = llm
         self.image_features = image_features
         self.ground_grid = ground_grid
+        self.ground_tokens = ground_tokens
         self.decoder = decoder
         self.segmentation = segmentation
         self.ground_segmentation = ground_segmentation
@@ -60,11 +65,13 @@ class MapDetector(nn.Module):
         geometry = self.geometry(lidar2img, ground_z, self.token_grid, self.image_size)
         patches = tokens[:, :, 1:] + geometry.to(tokens.dtype)  # [B, V, h*w, C]
         scene = self.qformer(torch.cat([tokens[:, :, :1], patches], dim=2))  # [B, V, N, E]
-        scene = self.projection(scene, batch["camera_ids"])  # [B, V*N, D]
-        scene_states, query_states = self.read_scene(scene, batch.get("context"))
-        instance_states, point_states = self.map_queries.split(query_states)
         features = self.image_features(pixels, patches, self.token_grid)  # [B, V, F, H/4, W/4]
         ground = self.ground_grid(features, lidar2img, ground_z, self.image_size)  # [B, F, Y, X]
+        scene = torch.cat(
+            [self.projection(scene, batch["camera_ids"]), self.ground_tokens(ground, self.place)], dim=1
+        )  # [B, V*N + R*C, D]
+        scene_states, query_states = self.read_scene(scene, batch.get("context"))
+        instance_states, point_states = self.map_queries.split(query_states)
         noisy = stack_noisy(batch["targets"]) if self.training and "noisy_pts" in batch["targets"][0] else ()
         (*aux_outputs, outputs), noisy_outputs = self.decoder(
             instance_states, point_states, scene_states, ground, *noisy
@@ -83,7 +90,7 @@ class MapDetector(nn.Module):
         contexts: for each sample, the text that follows the prompt.
         """
         batch, num_scene = scene.shape[:2]
-        queries = self.map_queries(batch)
+        queries = self.map_queries(batch, self.decoder.references, self.place)
         if self.llm is None:
             return scene, queries.to(scene.dtype)
         text, text_valid = self.llm.prompt(contexts or [""] * batch)
@@ -152,15 +159,20 @@ def _assemble(config: ModelConfig, llm: FrozenLLM | None, frozen_dtype: torch.dt
     llm_dim = llm.hidden_size if llm else config.random_llm.hidden_size
     token_scale = llm.token_scale if llm else llm_dim**-0.5
     vision, qformer, decoder = config.vision, config.qformer, config.decoder
+    ground_grid = GroundGrid(decoder.feature_dim, decoder.cell_m, config.pc_range)
     return MapDetector(
         vision=build_vision_tower(config, frozen_dtype),
         geometry=GeometryEmbedding(vision.hidden_size, config.pc_range),
         qformer=build_qformer(config),
         projection=SceneProjection(qformer.hidden_size, llm_dim, len(CAMERAS), token_scale),
+        place=PlaceEmbedding(llm_dim, config.pc_range, token_scale),
         map_queries=MapQueries(config.num_instances, config.num_points, llm_dim, token_scale),
         llm=llm,
         image_features=ImageFeatures(vision.hidden_size, decoder.feature_dim),
-        ground_grid=GroundGrid(decoder.feature_dim, decoder.cell_m, config.pc_range),
+        ground_grid=ground_grid,
+        ground_tokens=GroundTokens(
+            decoder.feature_dim, llm_dim, ground_grid.shape, config.cells_per_token, token_scale
+        ),
         decoder=VectorDecoder(
             llm_dim, decoder.dim, decoder.num_layers, decoder.num_heads, decoder.mlp_size, decoder.dropout,
             decoder.feature_dim, decoder.num_offsets, decoder.reach_m, config.num_instances, config.num_points,

@@ -32,8 +32,8 @@ def test_padding_is_seen_by_nobody_but_itself():
     assert mask.any(-1).all(), "a row that attends to nothing would be NaN"
 
 
-def test_position_ids_skip_padding_and_every_instance_has_the_same_range():
+def test_position_ids_skip_padding_and_are_one_behind_the_text():
     valid = torch.tensor([[True, True, False], [True, True, True]])
     ids = map_position_ids(valid, num_scene=2, num_instances=2, num_points=2)
-    assert ids[0].tolist() == [0, 1, 1, 2, 3, 4, 5, 6, 4, 5, 6]
-    assert ids[1].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 5, 6, 7]
+    assert ids[0].tolist() == [0, 1, 1] + [2] * 8
+    assert ids[1].tolist() == [0, 1, 2] + [3] * 8

@@ -36,7 +36,7 @@ def test_parameters_at_full_size_are_those_of_the_design(monkeypatch, tmp_path, 
     decoder = sum(row["trained"] for row in rows.values() if row["group"] == "decoder")
     assert 10e6 < decoder < 12e6
     assert 0.015 < result["trained"] / result["parameters"] < 0.018
-    assert "124,885,283 trained (1.62%)" in capsys.readouterr().out
+    assert "139,049,251 trained (1.80%)" in capsys.readouterr().out
 
 
 def test_live_memory_follows_storages_until_they_are_freed():

@@ -188,7 +188,6 @@ def test_the_size_of_the_batches_changes_no_score(flags, tmp_path, monkeypatch):
     for row, index in zip(one["mean_scene"], (0, -1), strict=True):
         own = one["heads"][index]["mAP"]
         assert row["gain"] == pytest.approx(row["mAP"] - own)
-    assert one["mean_scene"][-1]["mAP"] < one["heads"][-1]["mAP"]
     assert one["spread"]["scene_std"] is None and three["spread"]["scene_std"] > 0.0  # one sample has none
     for name in ("scene_std_split", "query_std_split"):
         assert one["spread"][name] == pytest.approx(three["spread"][name], rel=1e-3)

@@ -106,7 +106,7 @@ def test_a_token_changes_exactly_the_outputs_that_may_see_it(attention, num_laye
     mask, position_ids = map_attention_mask(valid, 2, 3, 2), map_position_ids(valid, 2, 3, 2)
     total = mask.shape[-1]
     torch.manual_seed(0)
-    embeddings = torch.randn(2, total, 16)
+    embeddings = torch.randn(16) + 0.5 * torch.randn(2, total, 16)  # alike enough to attend to one another
     before = llm(embeddings, mask, position_ids)
     pairs = set()
     for sample, num_text in enumerate((4, 2)):
@@ -115,7 +115,7 @@ def test_a_token_changes_exactly_the_outputs_that_may_see_it(attention, num_laye
         reach = torch.linalg.matrix_power(sees.double(), num_layers) > 0  # each layer passes on what the last one saw
         for token in range(total):
             changed = embeddings.clone()
-            changed[sample, token] += 1.0
+            changed[sample, token] += torch.randn(16)
             moved = (llm(changed, mask, position_ids) - before).abs().amax(-1) > 1e-6
             assert torch.equal(moved[sample], reach[:, token]), (sample, token)
             assert not moved[1 - sample].any(), "another sample of the batch"

@@ -82,7 +82,7 @@ def test_settings_that_lead_elsewhere_are_refused(folder):
 
 def test_a_prompt_that_does_not_fit_is_refused_before_weights_are_read(folder):
     no_weights(folder)
-    room = 512 - 6 * 3 - 5 * 5
+    room = 512 - 1
     with pytest.raises(UserError, match=f"{room + 1} tokens, the LLM's context leaves {room} .*shorten it"):
         build_llm(micro_config(llm_path=str(folder), prompt="map " * (room + 1)))
 

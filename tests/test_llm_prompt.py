@@ -56,8 +56,8 @@ def test_a_tokenizer_that_drops_the_prompt_is_noticed():
 
 
 def test_scene_and_map_queries_need_their_room():
-    """2048 positions, 6 x 3 scene tokens and 5 x 5 queries in the micro model."""
-    room = 2048 - 6 * 3 - 5 * 5
+    """2048 positions, of which scene tokens and map queries share one."""
+    room = 2048 - 1
     build_llm(micro_config(prompt="map " * room))
     with pytest.raises(UserError, match=f"{room + 1} tokens, the LLM's context leaves {room}"):
         build_llm(micro_config(prompt="map " * (room + 1)))

@@ -15,6 +15,8 @@ _GROUP_OF_PART = {
     "vision": "queries",
     "geometry": "queries",
     "projection": "queries",
+    "place": "queries",
+    "ground_tokens": "queries",
     "map_queries": "queries",
     "llm": "lora",
     "image_features": "decoder",

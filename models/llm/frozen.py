@@ -20,7 +20,6 @@ from models.llm.quantization import quantize_linears
 from models.llm.random_llama import random_llama_config, random_weights, words_to_ids
 from models.llm.weights import checkpoint_weights, empty_model, fill
 from utils.errors import UserError
-from utils.frame import CAMERAS
 
 # float32 weights and gradients, and the two moments of Adam.
 _BYTES_PER_TRAINED_PARAMETER = 16
@@ -139,9 +138,7 @@ def build_llm(
 
 
 def _build_prompt(config: ModelConfig, files: LLMFiles | None, max_positions: int) -> Prompt:
-    num_scene = len(CAMERAS) * config.qformer.num_query_tokens
-    num_queries = config.num_instances * (1 + config.num_points)
-    max_tokens = max_positions - num_scene - num_queries
+    max_tokens = max_positions - 1  # scene tokens and map queries share one position
     if files is None:
         return Prompt(config.prompt, partial(words_to_ids, vocab_size=config.random_llm.vocab_size), 0, max_tokens)
     tokenizer = load_tokenizer(files)

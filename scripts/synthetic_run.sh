@@ -1,0 +1,50 @@
+# shellcheck shell=bash
+# Sourced by quickstart.sh and benchmark_world.sh: from nothing to a score and a picture on a synthetic world.
+#
+# They set DIR, SEED, TRAIN_SCENES, VAL_SCENES, SAMPLES_PER_SCENE and RUN, and export what train_settings.sh reads.
+
+VERSION=v1.0-trainval
+WORLD="$DIR/world_seed${SEED}_${TRAIN_SCENES}+${VAL_SCENES}x${SAMPLES_PER_SCENE}"
+TRAIN_CACHE="$WORLD/gt_cache/${VERSION}_train_60x30.safetensors"
+VAL_CACHE="$WORLD/gt_cache/${VERSION}_val_60x30.safetensors"
+
+# synthetic_run SCRIPT FLAGS: SCRIPT trains, with the flags.
+synthetic_run() {
+    local split
+    echo "== 1/5 a synthetic nuScenes world"
+    [ -d "$WORLD/$VERSION" ] || python tools/make_synthetic_nuscenes.py --out "$WORLD" --version "$VERSION" \
+        --seed "$SEED" --train-scenes "$TRAIN_SCENES" --val-scenes "$VAL_SCENES" \
+        --samples-per-scene "$SAMPLES_PER_SCENE" --image-size 400x225
+
+    echo "== 2/5 ground-truth caches"
+    for split in train val; do
+        python tools/generate_gt_cache.py --dataroot "$WORLD" --version "$VERSION" --split "$split" --num-workers 2 \
+            --overwrite
+    done
+
+    echo "== 3/5 training, checkpoints in $RUN"
+    DATAROOT="$WORLD" VERSION="$VERSION" PC_RANGE=60x30 GT_STYLE=maptr TRAIN_SPLIT=train VAL_SPLIT=val \
+        GT_CACHE_TRAIN="$TRAIN_CACHE" GT_CACHE_VAL="$VAL_CACHE" OUTPUT_DIR="$RUN" bash "$@"
+
+    echo "== 4/5 evaluation on streets never seen in training"
+    python tools/evaluate.py --checkpoint "$RUN/final_model.pth" --gt-cache "$VAL_CACHE" --dataroot "$WORLD" \
+        --json "$RUN/evaluation.json" --save-predictions "$RUN/predictions.json"
+
+    echo "== 5/5 picture"
+    python tools/visualize.py --gt-cache "$VAL_CACHE" --dataroot "$WORLD" --predictions "$RUN/predictions.json" \
+        --index "$((VAL_SCENES * SAMPLES_PER_SCENE / 2))" --output "$RUN/picture.png"
+
+    python - "$RUN" <<'PYTHON'
+import json, sys
+run = sys.argv[1]
+score = json.load(open(f"{run}/evaluation.json"))["mAP"]
+records = [json.loads(line) for line in open(f"{run}/metrics.jsonl")]
+untrained = next(r for r in records if r["kind"] == "val" and r["epoch"] == 0)["result"]["mAP"]
+print(f"""
+picture      {run}/picture.png
+predictions  {run}/predictions.json
+checkpoints  {run}/final_model.pth, best_model.pth
+log          {run}/train.log, metrics.jsonl
+held-out mAP {score:.3f} (the untrained model: {untrained:.3f})""")
+PYTHON
+}
