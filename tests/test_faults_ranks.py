@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 
 from data.gt_cache import GTCache
-from tests.training_runs import assert_same, assert_same_result, metrics, one_error_line, start, torchrun, train
+from tests.training_runs import (
+    assert_same,
+    assert_same_result,
+    assert_same_up_to_rounding,
+    metrics,
+    one_error_line,
+    start,
+    torchrun,
+    train,
+)
 from training.sampler import GlobalBatches
 from utils.checkpoint import load_checkpoint
 from utils.checkpoint_folder import checkpoints_in, newest_good
@@ -128,8 +137,7 @@ def test_one_rank_goes_on_for_two_with_the_same_global_batch(cut_short, without_
     assert "changed since the checkpoint: batch_size 2 -> 4" in said and "after step 1" in said
     finals = [load_checkpoint(folder / "final_model.pth") for folder in (cut_short, without_dropout)]
     assert finals[0]["step"] == finals[1]["step"] == 4
-    for name, value in finals[0]["model_state_dict"].items():
-        assert (value - finals[1]["model_state_dict"][name]).abs().max() < 1e-6, name
+    assert_same_up_to_rounding(*(each["model_state_dict"] for each in finals))
     assert len(metrics(cut_short)) == len(metrics(without_dropout))
 
 

@@ -20,10 +20,13 @@ HOLDER = """
 import os, sys, time
 from utils.run_lock import RunLock
 with RunLock(sys.argv[1]):
+    running, tell = os.pipe()
     child = os.fork()  # as a loader worker, which outlives a killed run
     if child == 0:
+        os.write(tell, b"!")
         time.sleep(30)
         os._exit(0)
+    os.read(running, 1)  # what a fork does first in the child is done
     print(child, flush=True)
     sys.stdin.readline()
 """

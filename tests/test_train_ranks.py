@@ -10,6 +10,7 @@ import torch
 
 from data.gt_cache import GTCache, write_gt_cache
 from tests.micro_trainer import make_trainer, on_ranks
+from tests.training_runs import assert_same_up_to_rounding
 from training.sampler import GlobalBatches
 from utils.distributed import Ranks
 
@@ -75,8 +76,7 @@ def test_any_split_of_a_global_batch_gives_the_same_run(
     """Up to the rounding of sums, which are taken in another order."""
     whole = alone[global_batch]
     on_ranks(count, train, tmp_path, synthetic_world, uneven, flags)
-    for name, value in final(whole)["model_state_dict"].items():
-        torch.testing.assert_close(final(tmp_path)["model_state_dict"][name], value, rtol=0, atol=1e-6)
+    assert_same_up_to_rounding(*(final(folder)["model_state_dict"] for folder in (tmp_path, whole)))
     for ours, theirs in zip(records(tmp_path), records(whole), strict=True):
         assert ours["step"] == theirs["step"]
         for name in theirs:
