@@ -7,13 +7,15 @@ import torch
 from torch import Tensor
 
 
-def map_attention_mask(text_valid: Tensor, num_scene: int, num_instances: int, num_points: int) -> Tensor:
+def map_attention_mask(
+    text_valid: Tensor, num_scene: int, num_instances: int, num_points: int, causal_prefix: bool = True
+) -> Tensor:
     """Structured mask of the LLM's input, bool [B, 1, T, T], True = the row's token may attend to the column's.
 
-    T = L + num_scene + num_instances * (1 + num_points). Text and scene are causal among themselves. Every map
-    query sees the whole prefix; an instance query also sees all instance queries and its own points; a point
-    query sees the tokens of its own instance. Nobody sees text padding, except that a padding token sees itself
-    (a row that may attend to nothing would be NaN).
+    T = L + num_scene + num_instances * (1 + num_points). Text and scene are causal among themselves, or, without
+    causal_prefix, all see each other. Every map query sees the whole prefix; an instance query also sees all instance
+    queries and its own points; a point query sees the tokens of its own instance. Nobody sees text padding, except
+    that a padding token sees itself (a row that may attend to nothing would be NaN).
 
     text_valid: bool [B, L], False marks padding.
     """
@@ -32,7 +34,7 @@ def map_attention_mask(text_valid: Tensor, num_scene: int, num_instances: int, n
     query_row, query_column = ~is_prefix[:, None], ~is_prefix[None, :]
     same_instance = instance[:, None] == instance[None, :]
     both_instance_queries = is_instance_query[:, None] & is_instance_query[None, :]
-    allowed = is_prefix[None, :] & (query_row | causal)
+    allowed = is_prefix[None, :] & (query_row | causal) if causal_prefix else is_prefix.expand(total, total)
     allowed = allowed | (query_row & query_column & (same_instance | both_instance_queries))  # [T, T]
 
     column_valid = torch.ones(batch, total, dtype=torch.bool, device=device)

@@ -5,6 +5,10 @@ from dataclasses import asdict, dataclass, replace
 from utils.frame import CLASSES, PC_RANGES
 
 QUANTIZATIONS = ("none", "int8", "nf4")
+# What `without` may leave out, so that its worth can be measured: the geometry embedding of the patches, the Q-Former
+# with its tokens, the ground tokens, the decoder's look at the image features on the ground, and the causal order of
+# the prefix (text and scene tokens then all see each other).
+PARTS = ("geometry", "qformer", "ground_tokens", "decoder_sampling", "causal_prefix")
 
 
 def _require(condition: bool, name: str, value: object, fix: str) -> None:
@@ -100,6 +104,7 @@ class ModelConfig:
         "Draw the vector map around the car: lane dividers, pedestrian crossings and road boundaries."
     )
     prompt_context: bool = False  # append each sample's city, driving side, day or night and rain to the prompt
+    without: tuple[str, ...] = ()  # of PARTS, for ablations
     vision: VisionConfig = VisionConfig()
     qformer: QFormerConfig = QFormerConfig()
     random_llm: RandomLLMConfig = RandomLLMConfig()
@@ -114,6 +119,12 @@ class ModelConfig:
         _require(self.num_points >= 4, "num_points", self.num_points, "must be at least 4, a ring needs 3 + 1")
         _require(self.cells_per_token > 0, "cells_per_token", self.cells_per_token, "must be positive")
         _require(len(self.pc_range) == 6, "pc_range", self.pc_range, "must be x0 y0 z0 x1 y1 z1")
+        for part in self.without:
+            _require(part in PARTS, "without", part, f"must be of {', '.join(PARTS)}")
+        _require(not {"qformer", "ground_tokens"} <= set(self.without), "without", ",".join(self.without),
+                 "leaves the LLM no scene to read; keep qformer or ground_tokens")
+        _require(not ("qformer" in self.without and self.qformer_pretrained != "none"), "without", "qformer",
+                 f"leaves nothing for qformer_pretrained={self.qformer_pretrained} to load")
         _require(self.llm_quantization in QUANTIZATIONS, "llm_quantization", self.llm_quantization,
                  f"must be one of {', '.join(QUANTIZATIONS)}")
         _require(self.lora_rank >= 0, "lora_rank", self.lora_rank, "must be 0 (none) or positive")

@@ -78,9 +78,10 @@ class DecoderLayer(nn.Module):
     """Points look at the ground, points of one instance talk, instances talk, all look at the scene tokens.
 
     The ground comes first: what one point sees, such as the end of the paint, concerns all points of its line.
+    look: None leaves that out.
     """
 
-    def __init__(self, dim: int, num_heads: int, mlp_size: int, dropout: float, look: GroundSampling):
+    def __init__(self, dim: int, num_heads: int, mlp_size: int, dropout: float, look: GroundSampling | None):
         super().__init__()
         self.to_ground = look
         self.along_points = Attention(dim, num_heads)
@@ -88,6 +89,8 @@ class DecoderLayer(nn.Module):
         self.to_scene = Attention(dim, num_heads)
         self.mlp = nn.Sequential(nn.Linear(dim, mlp_size), nn.GELU(), nn.Dropout(dropout), nn.Linear(mlp_size, dim))
         self.norms = nn.ModuleList([nn.LayerNorm(dim) for _ in range(5)])
+        if look is None:
+            self.norms[0] = nn.Identity()
         self.dropout = nn.Dropout(dropout)
 
     def forward(
@@ -98,8 +101,9 @@ class DecoderLayer(nn.Module):
         mask [B, I, I]: True = the row's instance may look at the column's.
         """
         batch, instances, points, _ = x.shape
-        y = (self.norms[0](x) + position).flatten(1, 2)  # [B, I*P, D]
-        x = x + self.dropout(self.to_ground(y, pts.flatten(1, 2), ground).view_as(x))
+        if self.to_ground is not None:
+            y = (self.norms[0](x) + position).flatten(1, 2)  # [B, I*P, D]
+            x = x + self.dropout(self.to_ground(y, pts.flatten(1, 2), ground).view_as(x))
         y = self.norms[1](x).flatten(0, 1)  # [B*I, P, D]
         at = y + position.flatten(0, 1)
         x = x + self.dropout(self.along_points(at, at, y).unflatten(0, (batch, instances)))
@@ -178,6 +182,7 @@ class VectorDecoder(nn.Module):
         # The first layer looks far around, for lines that the references have missed; each next one half as far.
         looks = [
             GroundSampling(dim, feature_dim, num_offsets, max(reach_m / 2**layer, 1.0), pc_range)
+            if num_offsets else None
             for layer in range(num_layers)
         ]
         self.layers = nn.ModuleList(
@@ -185,7 +190,7 @@ class VectorDecoder(nn.Module):
         )
         for module in self.layers.modules():
             # As in DETR. torch's own start passes so little through two layers that what a point sees is lost in x.
-            if isinstance(module, nn.Linear) and module not in [look.offsets for look in looks]:
+            if isinstance(module, nn.Linear) and module not in [look.offsets for look in looks if look]:
                 nn.init.xavier_uniform_(module.weight)
         self.heads = nn.ModuleList([VectorHead(dim, num_classes, pc_range) for _ in range(num_layers + 1)])
 

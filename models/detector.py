@@ -24,14 +24,17 @@ from utils.frame import CAMERAS
 
 
 class MapDetector(nn.Module):
-    """The whole network; `llm` may be None, then scene tokens and map queries go straight to the decoder."""
+    """The whole network; `llm` may be None, then scene tokens and map queries go straight to the decoder.
 
-    def __init__(self, vision: VisionTower, geometry: GeometryEmbedding, qformer: CameraQFormer,
-                 projection: SceneProjection, place: PlaceEmbedding, map_queries: MapQueries, llm: FrozenLLM | None,
-                 image_features: ImageFeatures, ground_grid: GroundGrid, ground_tokens: GroundTokens,
-                 decoder: VectorDecoder,
-                 segmentation: SegmentationHead, ground_segmentation: nn.Conv2d,
-                 image_size: tuple[int, int], token_grid: tuple[int, int]):
+    Other parts are None where ModelConfig.without names them.
+    """
+
+    def __init__(self, vision: VisionTower, geometry: GeometryEmbedding | None, qformer: CameraQFormer | None,
+                 projection: SceneProjection | None, place: PlaceEmbedding, map_queries: MapQueries,
+                 llm: FrozenLLM | None, image_features: ImageFeatures, ground_grid: GroundGrid,
+                 ground_tokens: GroundTokens | None, decoder: VectorDecoder, segmentation: SegmentationHead,
+                 ground_segmentation: nn.Conv2d, image_size: tuple[int, int], token_grid: tuple[int, int],
+                 causal_prefix: bool):
         super().__init__()
         self.vision = vision
         self.geometry = geometry
@@ -48,6 +51,7 @@ class MapDetector(nn.Module):
         self.ground_segmentation = ground_segmentation
         self.image_size = tuple(image_size)
         self.token_grid = tuple(token_grid)
+        self.causal_prefix = causal_prefix
 
     def forward(self, batch: dict) -> dict:
         """A collated batch (images uint8 [B, V, 3, H, W], lidar2img [B, V, 4, 4], ground_z [B], camera_ids [B, V]
@@ -62,14 +66,19 @@ class MapDetector(nn.Module):
         lidar2img, ground_z = batch["lidar2img"], batch["ground_z"]
         pixels = self.vision.normalize(batch["images"])
         tokens = self.vision(pixels)  # [B, V, 1+h*w, C]
-        geometry = self.geometry(lidar2img, ground_z, self.token_grid, self.image_size)
-        patches = tokens[:, :, 1:] + geometry.to(tokens.dtype)  # [B, V, h*w, C]
-        scene = self.qformer(torch.cat([tokens[:, :, :1], patches], dim=2))  # [B, V, N, E]
+        patches = tokens[:, :, 1:]  # [B, V, h*w, C]
+        if self.geometry is not None:
+            geometry = self.geometry(lidar2img, ground_z, self.token_grid, self.image_size)
+            patches = patches + geometry.to(tokens.dtype)
         features = self.image_features(pixels, patches, self.token_grid)  # [B, V, F, H/4, W/4]
         ground = self.ground_grid(features, lidar2img, ground_z, self.image_size)  # [B, F, Y, X]
-        scene = torch.cat(
-            [self.projection(scene, batch["camera_ids"]), self.ground_tokens(ground, self.place)], dim=1
-        )  # [B, V*N + R*C, D]
+        scene = []
+        if self.qformer is not None:
+            scene_tokens = self.qformer(torch.cat([tokens[:, :, :1], patches], dim=2))  # [B, V, N, E]
+            scene.append(self.projection(scene_tokens, batch["camera_ids"]))
+        if self.ground_tokens is not None:
+            scene.append(self.ground_tokens(ground, self.place))
+        scene = torch.cat(scene, dim=1)  # [B, V*N + R*C, D]
         scene_states, query_states = self.read_scene(scene, batch.get("context"))
         instance_states, point_states = self.map_queries.split(query_states)
         noisy = stack_noisy(batch["targets"]) if self.training and "noisy_pts" in batch["targets"][0] else ()
@@ -95,7 +104,7 @@ class MapDetector(nn.Module):
             return scene, queries.to(scene.dtype)
         text, text_valid = self.llm.prompt(contexts or [""] * batch)
         shape = (num_scene, self.map_queries.num_instances, self.map_queries.num_points)
-        mask = map_attention_mask(text_valid, *shape)
+        mask = map_attention_mask(text_valid, *shape, self.causal_prefix)
         position_ids = map_position_ids(text_valid, *shape)
         embeddings = torch.cat([text, scene.to(text.dtype), queries.to(text.dtype)], dim=1)  # [B, T, D]
         # The LLM computes in its own precision, everything after it in that of the scene tokens.
@@ -158,28 +167,34 @@ def build_detector(
 def _assemble(config: ModelConfig, llm: FrozenLLM | None, frozen_dtype: torch.dtype) -> MapDetector:
     llm_dim = llm.hidden_size if llm else config.random_llm.hidden_size
     token_scale = llm.token_scale if llm else llm_dim**-0.5
-    vision, qformer, decoder = config.vision, config.qformer, config.decoder
+    vision, qformer, decoder, without = config.vision, config.qformer, config.decoder, config.without
+    num_offsets = decoder.num_offsets if "decoder_sampling" not in without else 0
     ground_grid = GroundGrid(decoder.feature_dim, decoder.cell_m, config.pc_range)
     return MapDetector(
         vision=build_vision_tower(config, frozen_dtype),
-        geometry=GeometryEmbedding(vision.hidden_size, config.pc_range),
-        qformer=build_qformer(config),
-        projection=SceneProjection(qformer.hidden_size, llm_dim, len(CAMERAS), token_scale),
+        geometry=GeometryEmbedding(vision.hidden_size, config.pc_range) if "geometry" not in without else None,
+        qformer=build_qformer(config) if "qformer" not in without else None,
+        projection=(
+            SceneProjection(qformer.hidden_size, llm_dim, len(CAMERAS), token_scale)
+            if "qformer" not in without else None
+        ),
         place=PlaceEmbedding(llm_dim, config.pc_range, token_scale),
         map_queries=MapQueries(config.num_instances, config.num_points, llm_dim, token_scale),
         llm=llm,
         image_features=ImageFeatures(vision.hidden_size, decoder.feature_dim),
         ground_grid=ground_grid,
-        ground_tokens=GroundTokens(
-            decoder.feature_dim, llm_dim, ground_grid.shape, config.cells_per_token, token_scale
+        ground_tokens=(
+            GroundTokens(decoder.feature_dim, llm_dim, ground_grid.shape, config.cells_per_token, token_scale)
+            if "ground_tokens" not in without else None
         ),
         decoder=VectorDecoder(
             llm_dim, decoder.dim, decoder.num_layers, decoder.num_heads, decoder.mlp_size, decoder.dropout,
-            decoder.feature_dim, decoder.num_offsets, decoder.reach_m, config.num_instances, config.num_points,
+            decoder.feature_dim, num_offsets, decoder.reach_m, config.num_instances, config.num_points,
             config.num_classes, config.pc_range,
         ),
         segmentation=SegmentationHead(vision.hidden_size, config.num_classes),
         ground_segmentation=nn.Conv2d(decoder.feature_dim, config.num_classes, 1),
         image_size=config.image_size,
         token_grid=config.token_grid,
+        causal_prefix="causal_prefix" not in without,
     )

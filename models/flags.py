@@ -4,7 +4,7 @@ import argparse
 from dataclasses import replace
 
 from models.blip2_checkpoint import blip2_config
-from models.config import PRESETS, QUANTIZATIONS, ModelConfig
+from models.config import PARTS, PRESETS, QUANTIZATIONS, ModelConfig
 from models.llm.frozen import check_unfreezing
 from utils.errors import UserError
 from utils.frame import PC_RANGES
@@ -29,6 +29,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--prompt", help="text in front of the scene (default: names the six cameras)")
     model.add_argument("--prompt-context", action="store_true",
                        help="append each sample's city, driving side, day or night, and rain")
+    model.add_argument("--without", default="", metavar="PART,...",
+                       help=f"leave parts out, to measure what they are worth: {', '.join(PARTS)}")
     model.add_argument("--lora-rank", type=int, default=0, help="train low-rank additions to the LLM; 0: none")
     model.add_argument("--lora-alpha", type=float, default=16.0, help="they are scaled by alpha / rank")
     model.add_argument("--unfreeze-llm", action="store_true", help="train the whole LLM, in fp32")
@@ -43,6 +45,7 @@ def config_from_flags(args: argparse.Namespace) -> ModelConfig:
     preset = PRESETS[args.preset]
     given = {name: getattr(args, name) for name in ("qformer_pretrained", "llm_path", "prompt")}
     changes = {name: value for name, value in given.items() if value is not None}
+    changes["without"] = tuple(part for part in args.without.split(",") if part)
     if args.image_size:
         changes["image_size"] = tuple(args.image_size)
     source = changes.get("qformer_pretrained", preset.qformer_pretrained)

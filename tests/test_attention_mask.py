@@ -23,6 +23,15 @@ def test_mask_equals_the_one_written_by_hand():
     assert torch.equal(mask[0, 0], torch.tensor(rows))
 
 
+def test_a_prefix_without_causal_order_sees_all_of_itself_and_no_query():
+    valid = torch.tensor([[True, False]])
+    causal = map_attention_mask(valid, num_scene=2, num_instances=2, num_points=2)[0, 0]
+    full = map_attention_mask(valid, num_scene=2, num_instances=2, num_points=2, causal_prefix=False)[0, 0]
+    rows = ["1.11", "1111", "1.11", "1.11"]  # text padding | scene scene
+    assert torch.equal(full[:4, :4], torch.tensor([[c == "1" for c in row] for row in rows]))
+    assert not full[:4, 4:].any() and torch.equal(full[4:], causal[4:])
+
+
 def test_padding_is_seen_by_nobody_but_itself():
     valid = torch.tensor([[True, False, False], [True, True, True]])
     mask = map_attention_mask(valid, num_scene=1, num_instances=1, num_points=1)[:, 0]

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from models.config import PRESETS, ModelConfig
+from models.config import PARTS, PRESETS, ModelConfig
 from models.criterion import MapCriterion
 from models.detector import build_detector
 from tests.micro import micro_config, random_batch
@@ -24,10 +24,12 @@ def test_outputs_have_the_shapes_of_the_contract():
     assert "seg_logits" not in run(config, random_batch(config), train=False)
 
 
-@pytest.mark.parametrize("llm_path", ["random", "none"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"llm_path": "none"}, *({"without": (part,)} for part in PARTS)], ids=lambda change: str(change)
+)
 @pytest.mark.parametrize("counts", [(3, 0, 4), (0, 0)])
-def test_every_trainable_parameter_gets_a_finite_gradient(llm_path, counts):
-    config = micro_config(llm_path=llm_path)
+def test_every_trainable_parameter_gets_a_finite_gradient(changes, counts):
+    config = micro_config(**changes)
     batch = random_batch(config, counts)
     torch.manual_seed(0)
     model = build_detector(config)
@@ -45,6 +47,32 @@ def test_each_parameter_is_in_one_group_and_none_of_the_llm():
     grouped = [name for members in parameter_groups(model).values() for name, _ in members]
     assert sorted(grouped) == sorted(n for n, p in model.named_parameters() if p.requires_grad)
     assert all(parameter_groups(model)[name] for name in GROUPS)
+
+
+@pytest.mark.parametrize(
+    "part, prefixes",
+    [("geometry", {"geometry"}), ("qformer", {"qformer", "projection"}), ("ground_tokens", {"ground_tokens"}),
+     ("decoder_sampling", {f"decoder.layers.{n}.{name}" for n in range(2) for name in ("to_ground", "norms.0")}),
+     ("causal_prefix", set())],
+)  # fmt: skip
+def test_what_is_left_out_has_no_weights_and_changes_the_outputs(part, prefixes):
+    whole, rest = micro_config(), micro_config(without=(part,))
+    names = [{name for name, _ in build_detector(config).named_parameters()} for config in (whole, rest)]
+    gone = names[0] - names[1]
+    assert names[1] < names[0] or not prefixes
+    assert gone == {name for name in names[0] if name.startswith(tuple(f"{prefix}." for prefix in prefixes))}
+    models = []
+    for config in (whole, rest):
+        torch.manual_seed(0)
+        models.append(build_detector(config).eval())
+    shared = models[0].state_dict()
+    with torch.no_grad():
+        for value in shared.values():  # what starts at zero, as the geometry embedding does, must say something
+            value.add_(0.1 * torch.randn_like(value.float()).to(value.dtype))
+    models[1].load_state_dict({name: shared[name] for name in models[1].state_dict()})
+    batch = random_batch(whole)
+    first, second = (model(batch)["pred_pts"] for model in models)
+    assert not torch.allclose(first, second, atol=1e-6)
 
 
 def test_the_result_of_a_sample_does_not_depend_on_its_batch():
@@ -78,8 +106,10 @@ def test_base_has_exactly_the_queries_of_the_design():
 
 
 @pytest.mark.parametrize(
-    "change", [{"image_size": (15, 32)}, {"crop_top": 1.0}, {"num_points": 3}, {"pc_range": (0, 0)}]
-)
+    "change",
+    [{"image_size": (15, 32)}, {"crop_top": 1.0}, {"num_points": 3}, {"pc_range": (0, 0)}, {"without": ("llm",)},
+     {"without": ("qformer", "ground_tokens")}, {"without": ("qformer",), "qformer_pretrained": "blip2"}],
+)  # fmt: skip
 def test_settings_that_cannot_be_meant_are_refused_by_name(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         micro_config(**change)
