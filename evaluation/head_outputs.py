@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from evaluation.inference import mean_spreads, outputs_by_batch
+from evaluation.inference import mean_spreads, outputs_by_batch, spreads_of
 from evaluation.postprocess import outputs_to_vectors
 from evaluation.vectors import Vectors
+from models.alarms import SPREADS
 from models.detector import MapDetector
 from models.matcher import HungarianMatcher, pad_targets
 from utils.run_log import progress_bar
@@ -42,7 +43,7 @@ class RunningSpread:
 
     def spread(self) -> float:
         """What models.detector.spread_across_batch would say of all samples as one batch."""
-        if self._count < 2:
+        if self._count < 2 or not self._sum.numel():
             return float("nan")
         mean = self.mean
         across = (self._squares / self._count - mean.square()).clamp(min=0) * self._count / (self._count - 1)
@@ -58,7 +59,7 @@ class Observations:
     heads: list[dict[str, Vectors]]  # first to last: scored lines by sample token, every query once and in order
     match_counts: Tensor  # [I]: how often each query of the last head was the Hungarian match of a line
     scene_mean: Tensor  # [S, D]: the scene tokens as they go into the LLM, mean over the samples
-    spread: dict[str, float]  # scene_std and query_std, mean over the batches; *_split, over all samples at once
+    spread: dict[str, float]  # SPREADS, mean over the batches; *_split, over all samples at once
 
 
 @contextmanager
@@ -78,13 +79,14 @@ def observe_heads(
     """Run a detector in eval mode over a split of at least one sample, and keep what its heads and queries did."""
     matcher = HungarianMatcher()
     read_scene = model.read_scene
-    scenes, queries, batch_spreads = RunningSpread(), RunningSpread(), []
+    whole, watched, batch_spreads = RunningSpread(), {name: RunningSpread() for name in SPREADS}, []
     match_counts: Tensor | None = None
 
     def watch(scene: Tensor, *others) -> tuple[Tensor, Tensor]:
         states = read_scene(scene, *others)
-        scenes.add(scene)
-        queries.add(states[1])
+        whole.add(scene)
+        for name, part in model.watched(scene, states[1]).items():
+            watched[name].add(part)
         return states
 
     heads: list[dict[str, Vectors]] = []
@@ -98,10 +100,10 @@ def observe_heads(
             matches = matcher(logits[None], pts[None], pad_targets(batch["targets"], pts.shape[2], device))
             counts = matches.instance.bincount(minlength=logits.shape[1])
             match_counts = counts if match_counts is None else match_counts + counts
-            batch_spreads.append((outputs["scene_std"].item(), outputs["query_std"].item()))
+            batch_spreads.append(spreads_of(outputs))
             bar.update()
-    spread = mean_spreads(batch_spreads) | {"scene_std_split": scenes.spread(), "query_std_split": queries.spread()}
-    return Observations(heads, match_counts, scenes.mean, spread)
+    over_split = {f"{name}_split": running.spread() for name, running in watched.items()}
+    return Observations(heads, match_counts, whole.mean, mean_spreads(batch_spreads) | over_split)
 
 
 def heads_without_scene(

@@ -15,6 +15,7 @@ from data.records import SampleRecord
 from data.transforms import AugmentConfig
 from evaluation.postprocess import outputs_to_vectors
 from evaluation.vectors import Vectors
+from models.alarms import SPREADS
 from models.config import ModelConfig
 from models.detector import MapDetector, build_detector
 from utils.checkpoint import load_checkpoint, load_trainable
@@ -144,10 +145,15 @@ def outputs_by_batch(
         yield moved, outputs
 
 
-def mean_spreads(spreads: Sequence[tuple[float, float]]) -> dict[str, float]:
+def spreads_of(outputs: dict) -> list[float]:
+    """The collapse alarms of a batch, in the order of SPREADS."""
+    return [outputs[name].item() for name in SPREADS]
+
+
+def mean_spreads(spreads: Sequence[Sequence[float]]) -> dict[str, float]:
     """The collapse alarms of batches, mean over those of more than one sample: the others have NaN."""
-    means = torch.tensor(spreads).nanmean(0).tolist() if spreads else (float("nan"), float("nan"))
-    return dict(zip(("scene_std", "query_std"), means, strict=True))
+    means = torch.tensor(spreads).nanmean(0).tolist() if spreads else [float("nan")] * len(SPREADS)
+    return dict(zip(SPREADS, means, strict=True))
 
 
 def predict(
@@ -166,14 +172,14 @@ def predict(
     was_training = model.training
     model.eval()
     predictions: dict[str, Vectors] = {}
-    spreads: list[tuple[float, float]] = []
+    spreads: list[list[float]] = []
     start = time.monotonic()
     try:
         with progress_bar(len(loader), description) as bar:
             for batch, outputs in outputs_by_batch(model, loader, device, autocast_dtype):
                 vectors = outputs_to_vectors(outputs["pred_logits"], outputs["pred_pts"], pc_range)
                 predictions.update(zip(batch["sample_tokens"], vectors, strict=True))
-                spreads.append((outputs["scene_std"].item(), outputs["query_std"].item()))
+                spreads.append(spreads_of(outputs))
                 bar.update()
     finally:
         model.train(was_training)

@@ -4,10 +4,12 @@
 # L text tokens, D LLM width
 
 import logging
+import math
 
 import torch
 from torch import Tensor, nn
 
+from models.alarms import SPREADS
 from models.attention_mask import map_attention_mask, map_position_ids
 from models.blip2_checkpoint import load_blip2
 from models.config import ModelConfig
@@ -56,8 +58,8 @@ class MapDetector(nn.Module):
     def forward(self, batch: dict) -> dict:
         """A collated batch (images uint8 [B, V, 3, H, W], lidar2img [B, V, 4, 4], ground_z [B], camera_ids [B, V]
         and, if there is one, context: B texts that follow the prompt) to pred_logits [B, I, C], pred_pts [B, I, P, 2]
-        in [0, 1], aux_outputs (the same of the earlier heads, the first straight after the LLM), scene_std and
-        query_std (spread across the batch, the collapse alarm) and, in training, seg_logits [B, V, C, h, w] of the
+        in [0, 1], aux_outputs (the same of the earlier heads, the first straight after the LLM), the collapse alarms
+        of SPREADS (spread across the batch of what each is of) and, in training, seg_logits [B, V, C, h, w] of the
         vision tokens, ground_logits [B, C, Y, X] of the ground cells and noisy_outputs, what the decoder's layers make
         of the targets' noisy_pts in the order of stack_noisy (none without them).
         """
@@ -85,13 +87,20 @@ class MapDetector(nn.Module):
         (*aux_outputs, outputs), noisy_outputs = self.decoder(
             instance_states, point_states, scene_states, ground, *noisy
         )
-        outputs = {**outputs, "aux_outputs": aux_outputs,
-                   "scene_std": spread_across_batch(scene), "query_std": spread_across_batch(query_states)}
+        spreads = {name: spread_across_batch(states) for name, states in self.watched(scene, query_states).items()}
+        outputs = {**outputs, "aux_outputs": aux_outputs, **spreads}
         if self.training:
             outputs["noisy_outputs"] = noisy_outputs
             outputs["seg_logits"] = self.segmentation(patches, self.token_grid)
             outputs["ground_logits"] = self.ground_segmentation(ground).float()
         return outputs
+
+    def watched(self, scene: Tensor, query_states: Tensor) -> dict[str, Tensor]:
+        """What SPREADS are of, each [B, ..., D]: the Q-Former's tokens and the ground tokens, as they go into the LLM,
+        and the map queries as they leave it. What the network goes without is empty."""
+        num_ground = math.prod(self.ground_tokens.shape) if self.ground_tokens is not None else 0
+        num_scene = scene.shape[1] - num_ground
+        return dict(zip(SPREADS, (scene[:, :num_scene], scene[:, num_scene:], query_states), strict=True))
 
     def read_scene(self, scene: Tensor, contexts: list[str] | None = None) -> tuple[Tensor, Tensor]:
         """Scene tokens [B, S, D] to what the LLM makes of them, [B, S, D], and of the map queries, [B, I*(1+P), D].
@@ -132,9 +141,12 @@ def stack_noisy(targets: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def spread_across_batch(states: Tensor) -> Tensor:
-    """Standard deviation across the samples [B, ...], relative to the overall scale; near 0 means collapse."""
+    """Standard deviation across the samples [B, ...], relative to the overall scale; near 0 means collapse.
+
+    NaN for a single sample, and for states that are empty.
+    """
     states = states.detach().float()
-    if len(states) < 2:
+    if len(states) < 2 or not states.numel():
         return states.new_tensor(float("nan"))
     return states.std(0).mean() / states.std().clamp(min=1e-12)
 

@@ -35,13 +35,17 @@ class PlaceEmbedding(nn.Module):
         waves = sunflower((-2 * (1 - share).log()).sqrt() / LENGTH_M)  # [W, 2], radians a metre
         self.register_buffer("waves", waves.t().contiguous(), persistent=False)
         self.projection = nn.Linear(2 * NUM_WAVES, dim, bias=False)
-        nn.init.normal_(self.projection.weight, std=scale / math.sqrt(NUM_WAVES))  # sine and cosine square to W
+        nn.init.normal_(self.projection.weight, std=1 / math.sqrt(NUM_WAVES))  # sine and cosine square to W
 
     def forward(self, pts: Tensor) -> Tensor:
-        """pts [..., 2] in [0, 1] of pc_range to [..., D] whose root mean square starts as `scale`."""
+        """pts [..., 2] in [0, 1] of pc_range to [..., D] whose root mean square is `scale`.
+
+        It stays so: places that grow drown what the ground tokens have seen.
+        """
         with torch.autocast(pts.device.type, enabled=False):
             phase = denormalize_pts(pts.float(), self.pc_range) @ self.waves.float()
-        return self.projection(torch.cat([phase.sin(), phase.cos()], dim=-1))
+        places = self.projection(torch.cat([phase.sin(), phase.cos()], dim=-1))
+        return self.scale * F.rms_norm(places.float(), places.shape[-1:])
 
 
 class GroundTokens(nn.Module):

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from models.alarms import SPREADS
 from models.config import PARTS, PRESETS, ModelConfig
 from models.criterion import MapCriterion
 from models.detector import build_detector
@@ -113,3 +114,17 @@ def test_base_has_exactly_the_queries_of_the_design():
 def test_settings_that_cannot_be_meant_are_refused_by_name(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         micro_config(**change)
+
+
+def test_every_kind_of_token_has_its_alarm():
+    config = micro_config()
+    batch = random_batch(config)
+    outputs = run(config, batch, train=False)
+    assert all(outputs[name] > 0 for name in SPREADS)
+    same = {name: value[:1].repeat(3, *[1] * (value.dim() - 1)) if isinstance(value, torch.Tensor) else value
+            for name, value in batch.items()}  # fmt: skip
+    alike = run(config, same, train=False)
+    assert all(alike[name] < 1e-4 * outputs[name] for name in SPREADS)
+    for part, name in (("qformer", "scene_std"), ("ground_tokens", "ground_std")):
+        found = run(micro_config(without=(part,)), batch, train=False)
+        assert [other for other in SPREADS if found[other].isnan()] == [name]

@@ -14,6 +14,7 @@ from evaluation.chamfer_ap import SampleMatches
 from evaluation.diagnosis import calibration, calibration_of, head_rows, near_counts, query_use
 from evaluation.head_outputs import RunningSpread, heads_without_scene, observe_heads
 from evaluation.inference import build_loader, load_detector, mean_spreads, predict
+from models.alarms import SPREADS
 from models.detector import spread_across_batch
 from tests.made_records import META, make_random_records
 from tests.micro import save_shaken_checkpoint
@@ -109,10 +110,11 @@ def test_one_sample_has_no_spread_and_all_alike_have_none():
 
 
 def test_batches_of_one_sample_do_not_count_in_the_mean_of_the_alarms():
-    assert mean_spreads([(0.1, 0.3), (0.3, 0.5), (math.nan, math.nan)]) == pytest.approx(
-        {"scene_std": 0.2, "query_std": 0.4}
+    none = (math.nan,) * 3
+    assert mean_spreads([(0.1, 0.5, 0.3), (0.3, 0.7, 0.5), none]) == pytest.approx(
+        {"scene_std": 0.2, "ground_std": 0.6, "query_std": 0.4}
     )
-    assert all(map(math.isnan, mean_spreads([(math.nan, math.nan)]).values()))
+    assert all(map(math.isnan, mean_spreads([none]).values()))
     assert all(map(math.isnan, mean_spreads([]).values()))
 
 
@@ -189,7 +191,7 @@ def test_the_size_of_the_batches_changes_no_score(flags, tmp_path, monkeypatch):
         own = one["heads"][index]["mAP"]
         assert row["gain"] == pytest.approx(row["mAP"] - own)
     assert one["spread"]["scene_std"] is None and three["spread"]["scene_std"] > 0.0  # one sample has none
-    for name in ("scene_std_split", "query_std_split"):
+    for name in (f"{name}_split" for name in SPREADS):
         assert one["spread"][name] == pytest.approx(three["spread"][name], rel=1e-3)
 
 

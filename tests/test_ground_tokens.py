@@ -34,6 +34,19 @@ def test_places_are_as_large_as_token_embeddings_and_alike_only_when_near():
         assert likeness(15.0, angle).abs().max() < 0.2
 
 
+def test_places_never_grow_over_what_a_ground_token_has_seen():
+    torch.manual_seed(0)
+    place, tokens = places(dim=64), GroundTokens(4, 64, (80, 40), 5, token_scale=0.3)
+    here = tokens.centres(torch.device("cpu"))
+    with torch.no_grad():
+        before = place(here)
+        place.projection.weight.mul_(50)  # as far as Adam may walk
+        torch.testing.assert_close(place(here), before)
+        torch.testing.assert_close(before.square().mean(-1).sqrt(), torch.full((len(here),), 0.3))
+        seen = tokens(torch.randn(40, 4, 80, 40), place)  # [B, R*C, D]
+    assert seen.std(0).mean() > 0.6 * seen.std(), "half of a token's size is where it lies, half what it has seen"
+
+
 def test_the_same_places_on_every_machine():
     torch.manual_seed(1)
     first = places().waves

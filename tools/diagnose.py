@@ -31,6 +31,7 @@ from evaluation.diagnosis import (  # noqa: E402
 )
 from evaluation.flags import add_weight_arguments  # noqa: E402
 from evaluation.vectors import ground_truth_of  # noqa: E402
+from models.alarms import SPREADS  # noqa: E402
 from tools.evaluate import open_cache, processes_for, warn_of_no_truth  # noqa: E402
 from utils.command_line import documented_parser  # noqa: E402
 from utils.errors import UserError, run_cli  # noqa: E402
@@ -122,10 +123,10 @@ def format_diagnosis(found: dict) -> str:
     lines += ["", *score_lines("all samples given the mean scene tokens", lost, "change"), ""]
     lines += [*query_lines(found["queries"]), "", *calibration_lines(found["calibration"]), ""]
     lines += align_columns([
-        ["spread across scenes (near 0: collapsed)", "scene tokens", "map queries"],
+        ["spread across scenes (near 0: collapsed)", *SPREADS.values()],
         [f"mean over batches of {found['batch_size']} neighbours, as training logs it",
-         *(format_score(spread[name]) for name in ("scene_std", "query_std"))],
-        ["over the whole split", *(format_score(spread[name]) for name in ("scene_std_split", "query_std_split"))],
+         *(format_score(spread[name]) for name in SPREADS)],
+        ["over the whole split", *(format_score(spread[f"{name}_split"]) for name in SPREADS)],
     ])  # fmt: skip
     return "\n".join(lines)
 

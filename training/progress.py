@@ -5,6 +5,8 @@ import time
 
 import torch
 
+from models.alarms import SPREADS
+
 
 class Meter:
     """Time and waiting since the last reading, by a clock that no change of the date can move."""
@@ -54,6 +56,6 @@ def summarize_losses(parts: dict[str, float]) -> str:
     """Total, the parts of the last head, the segmentations and the spreads, for the log line."""
     last = max(int(name.rsplit("_", 1)[1]) for name in parts if name.startswith("loss_cls_"))
     shown = {"loss": parts["loss"], "cls": parts[f"loss_cls_{last}"], "pts": parts[f"loss_pts_{last}"],
-             "dir": parts[f"loss_dir_{last}"], "seg": parts["loss_seg"], "ground": parts["loss_ground"],
-             "scene_std": parts["scene_std"], "query_std": parts["query_std"]}
+             "dir": parts[f"loss_dir_{last}"], "seg": parts["loss_seg"], "ground": parts["loss_ground"]}
+    shown |= {name: parts[name] for name in SPREADS}
     return " ".join(f"{name} {value:.3f}" for name, value in shown.items())

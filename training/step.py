@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from evaluation.inference import move_batch
+from models.alarms import SPREADS
 from models.criterion import MapCriterion
 from training.interruption import SIGNALS, Interrupted, SignalWatch
 from utils.distributed import Ranks
@@ -23,7 +24,7 @@ class StepResult:
     """What a step found: values of this rank's share that `TrainStep.over_ranks` completes, and norms of all."""
 
     losses: dict[str, Tensor]  # weighted `loss` and its unweighted parts, this rank's share of the sums
-    spreads: dict[str, Tensor]  # scene_std and query_std of this rank's last batch
+    spreads: dict[str, Tensor]  # SPREADS of this rank's last batch
     gradient_norms: dict[str, Tensor]  # before clipping, by parameter group
     gradient_norm: float
     overflowed: bool  # the scaled gradients were not finite: the scaler has left the weights as they were
@@ -61,7 +62,7 @@ class TrainStep:
                 # DistributedDataParallel averages the ranks' gradients; the losses are shares of a sum.
                 self.scaler.scale(losses["loss"] * self.ranks.world_size).backward()
             summed = {name: summed.get(name, 0.0) + value.detach() for name, value in losses.items()}
-        spreads = {name: outputs[name] for name in ("scene_std", "query_std")}
+        spreads = {name: outputs[name] for name in SPREADS}
         return StepResult(summed, spreads, *self._update(batches, step))
 
     def over_ranks(self, result: StepResult) -> dict[str, float]:

@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from evaluation.chamfer_ap import format_table
+from models.alarms import SPREADS
 from models.config import ModelConfig
 from models.criterion import MapCriterion
 from models.detector import MapDetector, build_detector
@@ -170,9 +171,9 @@ class Trainer:
             if self.ema:
                 self.ema.exchange()
         self.log.line(format_table(result))
+        spreads = ", ".join(f"{states} {measured[name]:.3f}" for name, states in SPREADS.items())
         self.log.line(f"epoch {self.epoch} validation: mAP {result['mAP']:.3f}, {measured['seconds']:.0f} s, spread "
-                      f"across scenes: scene tokens {measured['scene_std']:.3f}, map queries "
-                      f"{measured['query_std']:.3f} (near 0: collapsed)")
+                      f"across scenes: {spreads} (near 0: collapsed)")
         self.log.record(kind="val", epoch=self.epoch, step=self.step, **measured, result=result)
         return result["mAP"]
 

@@ -9,6 +9,7 @@ from evaluation.chamfer_ap import ClassHits, average_precision
 from evaluation.report.charts import Axis, Series, line_chart
 from evaluation.report.curves import SCORE_BINS, Calibration, precision_recall_steps, running_mean
 from evaluation.report.run_folder import RunFolder, number, series_of
+from models.alarms import SPREADS
 from utils.frame import CLASSES
 
 # Lines that the style sheet knows: ink, part-0 to part-4, ramp-0 to ramp-7 (an order), class-0 to class-2.
@@ -76,8 +77,8 @@ def optimizer_charts(run: RunFolder) -> list[str]:
                    "ink")
     charts.append(line_chart("Throughput", [speed], _STEP, Axis("samples/s"), "Batch size over seconds a step."))
     spread = [
-        Series("scene tokens", steps, series_of(run.train, "scene_std"), "part-0"),
-        Series("map queries", steps, series_of(run.train, "query_std"), "part-1", DASHES[1]),
+        Series(states, steps, series_of(run.train, name), f"part-{index}", DASHES[index])
+        for index, (name, states) in enumerate(SPREADS.items())
     ]
     note = "Near 0 the states have collapsed: every scene looks the same to the decoder."
     charts.append(line_chart("Spread across the scenes of a batch", spread, _STEP, Axis("standard deviation"), note))
