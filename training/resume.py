@@ -41,6 +41,8 @@ def check_resumed_settings(
     Raises UserError for one that changes the result and is not among --allow-changed, and for a step of another number
     of samples without --reshuffle.
     """
+    if checkpoint["optimizer_state_dict"] is None:
+        raise UserError(f"{path}: holds weights alone, no training can go on from it; give a checkpoint of the run")
     saved = {name: checkpoint[name] for name in digests}
     before = _result_settings(config_of(checkpoint, path).to_dict(), checkpoint["args"], saved)
     now = _result_settings(config.to_dict(), vars(args), digests)

@@ -19,6 +19,22 @@ CHECKPOINT_KEYS = frozenset({
 })
 
 
+# What only a training that goes on needs, and flags that say where things lie on the machine of the training.
+_TRAINING_STATE = ("optimizer_state_dict", "scheduler_state_dict", "scaler_state_dict", "ema_state_dict", "rng_states")
+_PLACES = ("dataroot", "gt_cache_train", "gt_cache_val", "output_dir", "resume")
+
+
+def weights_alone(checkpoint: dict) -> dict:
+    """A checkpoint that can be used but not trained on: without the training's state and the places of its machine.
+
+    Its weights are those that the run was validated with: their average over the steps where it kept one.
+    """
+    weights = checkpoint["ema_state_dict"] or checkpoint["model_state_dict"]
+    flags = {name: value for name, value in checkpoint["args"].items() if name not in _PLACES}
+    changed = dict.fromkeys(_TRAINING_STATE) | {"model_state_dict": weights, "args": flags}
+    return {key: value for key, value in checkpoint.items() if key != "digest"} | changed
+
+
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:
     """Copies on the CPU of all parameters that train."""
     return {name: p.detach().cpu().clone() for name, p in model.named_parameters() if p.requires_grad}

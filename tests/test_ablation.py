@@ -1,0 +1,75 @@
+import json
+import shlex
+import sys
+
+import pytest
+
+from tools import ablation
+from training.flags import parse_args
+from utils.errors import UserError
+from utils.frame import CLASSES
+
+RECIPE = "--mirror 0.5 --lr-qformer 1.2e-3 --lr-queries 1.2e-3 --lr-decoder 1.2e-3 "
+# Two steps of the four training samples that a batch of 4 makes of the tiny world.
+TRAIN_FLAGS = ["--preset", "tiny", "--device", "cpu", "--epochs", "1", "--warmup-steps", "1", "--num-workers", "0"]
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *flags: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["ablation.py", *map(str, flags)])
+    ablation.main()
+
+
+@pytest.mark.parametrize("row", ablation.ROWS)
+def test_a_row_changes_the_recipe_of_the_synthetic_worlds(row):
+    recipe, changed = (vars(parse_args("", shlex.split(flags))) for flags in (RECIPE, RECIPE + ablation.ROWS[row][1]))
+    assert (changed != recipe) == (row != "default")
+
+
+def test_rows_are_trained_scored_and_not_repeated(tmp_path, synthetic_world, caches, monkeypatch, capsys):
+    flags = ["--dataroot", synthetic_world, "--output-dir", tmp_path, "--rows", "default", "no-qformer"]
+    call(monkeypatch, *flags, "--jobs", 2, "--", *TRAIN_FLAGS)
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in printed[:2]] == ["default, seed 0", "no-qformer, seed 0"]
+    assert printed[2].startswith("| change | seeds | mAP |") and len(printed) == 6
+    assert printed[4].startswith("| the default | 0 | ") and "without the Q-Former" in printed[5]
+    for row in ("default", "no-qformer"):
+        config = json.loads((tmp_path / f"{row}_seed0" / "run" / "config.json").read_text())
+        assert config["model_config"]["without"] == ([] if row == "default" else ["qformer"])
+    written = (tmp_path / "default_seed0" / "output.log").stat().st_mtime_ns
+    call(monkeypatch, *flags, "--", *TRAIN_FLAGS)
+    assert capsys.readouterr().out.splitlines() == printed
+    assert (tmp_path / "default_seed0" / "output.log").stat().st_mtime_ns == written
+    with pytest.raises(UserError, match=r"settings\.json: was begun with train_flags .*another --output-dir"):
+        call(monkeypatch, *flags, "--", *TRAIN_FLAGS, "--mirror", "0.5")
+    (tmp_path / "default_seed0" / "diagnosis.json").unlink()
+    (tmp_path / "default_seed0" / "run" / "final_model.pth").unlink()
+    (tmp_path / "default_seed0" / "run" / "run.lock").unlink()
+    (tmp_path / "default_seed0" / "run" / "config.json").unlink()
+    with pytest.raises(UserError, match=r"default, seed 0: ended with 2, see .*output\.log"):
+        call(monkeypatch, *flags, "--", *TRAIN_FLAGS)
+
+
+def diagnosis(first: float, last: float | None, without_scene: float) -> dict:
+    rows = [{"mAP": value} | dict.fromkeys(CLASSES, value) for value in (first, last)]
+    return {"heads": rows, "mean_scene": [{"mAP": 0.0}, {"mAP": without_scene}]}
+
+
+def test_the_table_has_medians_and_ranges():
+    found = {
+        "default": {0: diagnosis(0.1, 0.5, 0.2), 2: diagnosis(0.3, 0.7, 0.4), 1: diagnosis(0.2, 0.4, 0.3)},
+        "no-llm": {1: diagnosis(0.0, 0.45, 0.45)},
+        "ema": {0: diagnosis(0.0, 0.0, 0.0)},
+    }
+    lines = ablation.table(found).splitlines()
+    assert lines[2] == ("| the default | 0, 1, 2 | 0.500 (0.400 to 0.700) |  | 0.500 | 0.500 | 0.500 | 0.200 | 0.300 |")
+    assert lines[3] == "| without the LLM | 1 | 0.450 | -0.050 | 0.450 | 0.450 | 0.450 | 0.000 | 0.450 |"
+    assert len(lines) == 5
+
+
+def test_what_is_missing_is_named(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="holds no finished row"):
+        call(monkeypatch, "--output-dir", tmp_path, "--table")
+    with pytest.raises(UserError, match="--dataroot: is missing"):
+        call(monkeypatch, "--output-dir", tmp_path)
+    with pytest.raises(UserError, match=r"no such cache; python tools/generate_gt_cache\.py --dataroot"):
+        call(monkeypatch, "--output-dir", tmp_path, "--dataroot", tmp_path)
