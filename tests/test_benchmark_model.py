@@ -116,5 +116,5 @@ def test_the_estimate_is_near_the_peak_that_a_gpu_measures():
     flags = {"preset": "base", "llm_path": "random", "layers": 4, "llm_quantization": "none", "lora_rank": 0}
     config = config_from(argparse.Namespace(**flags))
     estimated = memory.estimate(config, 1, torch.float16)["peak_gb"]
-    measured = step.measure_step(config, 1, torch.float16, steps=2, warmup=1)["peak_gb"]
+    measured = step.measure_step(config, made_up_batch(config, 1), torch.float16, steps=2, warmup=1)["peak_gb"]
     assert measured == pytest.approx(estimated, rel=0.1)

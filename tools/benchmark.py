@@ -10,6 +10,9 @@ Examples:
   python tools/benchmark.py checkpoint --folder outputs
   python tools/benchmark.py loader --images IMAGES --json loader.json
   python tools/benchmark.py criterion --json criterion.json
+  python tools/benchmark.py startup --num-workers 4
+  python tools/benchmark.py scaling --preset tiny --json scaling.json
+  python tools/benchmark.py cost --mfu 0.5 --ranks 4
 """
 
 import argparse
@@ -18,7 +21,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tools.benchmarks import checkpoint, criterion, evaluation, gt, loader, memory, params, step  # noqa: E402
+from tools.benchmarks import (  # noqa: E402
+    checkpoint,
+    cost,
+    criterion,
+    evaluation,
+    gt,
+    loader,
+    memory,
+    params,
+    scaling,
+    startup,
+    step,
+)
 from tools.benchmarks.common import write_result  # noqa: E402
 from utils.command_line import documented_parser  # noqa: E402
 from utils.errors import run_cli  # noqa: E402
@@ -26,7 +41,7 @@ from utils.files import require_writable  # noqa: E402
 
 STAGES = {
     "gt": gt, "eval": evaluation, "params": params, "memory": memory, "step": step, "checkpoint": checkpoint,
-    "loader": loader, "criterion": criterion,
+    "loader": loader, "criterion": criterion, "startup": startup, "scaling": scaling, "cost": cost,
 }  # fmt: skip
 
 

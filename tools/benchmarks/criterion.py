@@ -83,8 +83,8 @@ def share_of_step(config: ModelConfig, args: argparse.Namespace) -> dict:
     """Print and return what the criterion, segmentation included, takes of a real training step."""
     device = default_device()
     dtype = PRECISIONS["fp16" if device.type == "cuda" else "fp32"]
-    step_s = measure_step(config, args.batch_size, dtype, args.steps, warmup=1)["seconds"]["median"]
     batch = move_batch(made_up_batch(config, args.batch_size), device)
+    step_s = measure_step(config, batch, dtype, args.steps, warmup=1)["seconds"]["median"]
     model = build_detector(config, device, dtype).train()
     with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
         outputs = to_device(model(batch), device)

@@ -226,6 +226,11 @@ def record_of(paths: Sequence[Path]) -> SampleRecord:
                 sizes.append(image.size)
         except OSError as error:
             raise UserError(f"--images {path}: not a picture ({error}); name JPEGs") from error
+    return bare_record(paths, sizes)
+
+
+def bare_record(paths: Sequence[Path], sizes: Sequence[tuple[int, int]]) -> SampleRecord:
+    """A sample with images of these sizes (W, H), which need not be there, and nothing else."""
     pose = np.eye(4)
     poses = np.tile(pose, (len(CAMERAS), 1, 1))
     return SampleRecord(

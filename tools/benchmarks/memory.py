@@ -141,4 +141,5 @@ def measured_peak(config: ModelConfig, batch_size: int, args: argparse.Namespace
     """The real peak in gigabytes on a CUDA device, None where there is none."""
     if not torch.cuda.is_available():
         return None
-    return measure_step(config, batch_size, PRECISIONS[args.precision], steps=2, warmup=1)["peak_gb"]
+    batch = made_up_batch(config, batch_size)
+    return measure_step(config, batch, PRECISIONS[args.precision], steps=2, warmup=1)["peak_gb"]

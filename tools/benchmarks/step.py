@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> dict:
     config = replace(config_from(args), llm_checkpointing=args.gradient_checkpointing)
     flop = model_flop(config, args.batch_size)
     rate = matmul_rate(dtype)
-    found = measure_step(config, args.batch_size, dtype, args.steps, args.warmup)
+    found = measure_step(config, made_up_batch(config, args.batch_size), dtype, args.steps, args.warmup)
     seconds = found["seconds"]["median"]
     found |= {
         "precision": precision,
@@ -70,9 +70,7 @@ def run(args: argparse.Namespace) -> dict:
     return found
 
 
-def measure_step(
-    config: ModelConfig, batch_size: int, dtype: torch.dtype, steps: int, warmup: int
-) -> dict:
+def measure_step(config: ModelConfig, batch: dict, dtype: torch.dtype, steps: int, warmup: int) -> dict:
     """Seconds of forward, losses, backward, clipping and optimizer, and the peak memory in gigabytes (10^9 bytes).
 
     On a CPU, whose peak is not known, peak_gb is None and held_gb what the process holds after the last step.
@@ -84,7 +82,7 @@ def measure_step(
     optimizer = build_optimizer(model, dict.fromkeys(parameter_groups(model), 1e-4), weight_decay=0.01)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
-    batch = move_batch(made_up_batch(config, batch_size), device)
+    batch = move_batch(batch, device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     seconds = []
