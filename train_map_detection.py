@@ -66,8 +66,9 @@ def build_loader(
     args: argparse.Namespace, config: ModelConfig, cache: GTCache, train: bool, ranks: Ranks
 ) -> DataLoader:
     """This rank's batches of a cache: shuffled and augmented in training, in order and each sample once otherwise."""
-    augment = AugmentConfig(mirror_probability=args.mirror, noisy_copies=args.noisy_copies, brightness=args.photometric,
-                            contrast=args.photometric, saturation=args.photometric) if train else None
+    augment = AugmentConfig(mirror_probability=args.mirror, rotation_deg=args.rotation, zoom=args.zoom,
+                            brightness=args.photometric, contrast=args.photometric, saturation=args.photometric,
+                            noisy_copies=args.noisy_copies) if train else None
     dataset = build_dataset(config, cache, args.dataroot, augment, args.seed)
     batches = (GlobalBatches(len(dataset), args.batch_size, args.accumulation_steps, args.seed, ranks) if train
                else batches_of_rank(len(dataset), args.batch_size, ranks))

@@ -15,6 +15,8 @@ from utils.frame import CAMERAS
 
 # A line shorter than this (metres) is numerical dust of the map union, no target to learn.
 MIN_LENGTH_M = 0.1
+MOST_ROTATION_DEG = 45
+MOST_ZOOM = 0.9
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class AugmentConfig:
     noisy_copies: int = 0  # of every line, for the decoder to put back (data/noisy_lines.py)
 
     def __post_init__(self):
-        limits = {"mirror_probability": 1.0, "rotation_deg": 45.0, "zoom": 0.9, "noisy_copies": MOST_COPIES}
+        limits = {"mirror_probability": 1.0, "rotation_deg": MOST_ROTATION_DEG, "zoom": MOST_ZOOM,
+                  "noisy_copies": MOST_COPIES}
         for name, value in vars(self).items():
             limit = limits.get(name, 1.0)
             if not 0.0 <= value <= limit:

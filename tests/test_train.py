@@ -9,6 +9,7 @@ import torch
 
 import models.flags
 from data.gt_cache import GTCache
+from data.transforms import AugmentConfig
 from tests.micro import micro_config
 from tests.micro_trainer import make_trainer
 from tests.training_runs import assert_same_result
@@ -333,3 +334,20 @@ def test_a_step_of_other_size_begins_the_epoch_again(tmp_path, synthetic_world, 
     path = tmp_path / "first" / "checkpoint_epoch_2_step_3.pth"
     second = make_trainer(tmp_path / "second", synthetic_world, caches, "--batch-size", "4", resume=path)
     assert (second.epoch, second.steps_done, second.step) == (1, 0, 2)
+
+
+def test_the_flags_of_augmentation_reach_the_training_samples_alone(tmp_path, synthetic_world, caches):
+    flags = ["--mirror", "0.25", "--rotation", "5", "--zoom", "0.125", "--photometric", "0.5", "--noisy-copies", "3"]
+    trainer = make_trainer(tmp_path, synthetic_world, caches, *flags)
+    assert trainer.train_loader.dataset.augment == AugmentConfig(
+        mirror_probability=0.25, rotation_deg=5, zoom=0.125, brightness=0.5, contrast=0.5, saturation=0.5,
+        noisy_copies=3,
+    )  # fmt: skip
+    assert trainer.val_loader.dataset.augment is None
+
+
+@pytest.mark.parametrize("flags", ["--mirror 1.5", "--photometric -0.1", "--rotation 46", "--zoom 0.95",
+                                   "--noisy-copies 1000"])  # fmt: skip
+def test_augmentation_that_cannot_be_meant_is_refused(flags):
+    with pytest.raises(UserError, match=f"{flags.split()[0]} .*: must be between 0 and "):
+        parse_args("", flags.split())

@@ -43,6 +43,8 @@ ROWS = {
     "mission-lr": ("learning rates 1e-5, 1e-4, 1e-4", "--lr-qformer 1e-5 --lr-queries 1e-4 --lr-decoder 1e-4"),
     "no-noisy-copies": ("without noisy copies", "--noisy-copies 0"),
     "no-mirror": ("without mirrored samples", "--mirror 0"),
+    "rotation": ("the car's frame turned by up to 5 degrees", "--rotation 5"),
+    "zoom": ("image windows smaller by up to a tenth", "--zoom 0.1"),
     "photometric": ("brightness, contrast, saturation vary by 0.2", "--photometric 0.2"),
     "ema": ("average of the weights, decay 0.999", "--ema-decay 0.999"),
     "lora": ("rank 16 added to the LLM", "--lora-rank 16 --lr-lora 1.2e-3"),

@@ -8,6 +8,7 @@ import torch
 from data.gt_cache import GT_STYLES
 from data.noisy_lines import MOST_COPIES, NUM_COPIES
 from data.splits import SPLITS
+from data.transforms import MOST_ROTATION_DEG, MOST_ZOOM
 from models.flags import add_model_arguments
 from utils.command_line import documented_parser
 from utils.errors import UserError
@@ -61,6 +62,10 @@ def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--mirror", type=float, default=0.0, help="probability of a left-right mirrored sample")
     data.add_argument("--noisy-copies", type=int, default=NUM_COPIES,
                       help="of every ground-truth line, which the decoder learns to put back; 0: none")
+    data.add_argument("--rotation", type=float, default=0.0,
+                      help="turn the car's frame by up to so many degrees either way")
+    data.add_argument("--zoom", type=float, default=0.0,
+                      help="shrink each image's window by up to this share, and move it within what that leaves")
     data.add_argument("--photometric", type=float, default=0.0,
                       help="brightness, contrast and saturation vary by up to this share")
 
@@ -113,11 +118,10 @@ def _check(args: argparse.Namespace) -> None:
         for name in names:
             if not least <= getattr(args, name) < float("inf"):
                 raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least {least}")
-    for name in ("mirror", "photometric"):
-        if not 0 <= getattr(args, name) <= 1:
-            raise UserError(f"--{name} {getattr(args, name)}: must be between 0 and 1")
-    if not 0 <= args.noisy_copies <= MOST_COPIES:
-        raise UserError(f"--noisy-copies {args.noisy_copies}: must be between 0 and {MOST_COPIES}")
+    for name, most in (("mirror", 1), ("photometric", 1), ("rotation", MOST_ROTATION_DEG), ("zoom", MOST_ZOOM),
+                       ("noisy_copies", MOST_COPIES)):  # fmt: skip
+        if not 0 <= getattr(args, name) <= most:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be between 0 and {most}")
     if not 0 <= args.ema_decay < 1:
         raise UserError(f"--ema-decay {args.ema_decay}: must be at least 0 and below 1")
     if not 0 <= args.seed < 2**31:
