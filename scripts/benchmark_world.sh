@@ -17,9 +17,7 @@ SAMPLES_PER_SCENE=${SAMPLES_PER_SCENE:-4}
 RUN="$DIR/run_seed$SEED"
 export EPOCHS=${EPOCHS:-20} BATCH_SIZE=${BATCH_SIZE:-2} NUM_WORKERS=${NUM_WORKERS:-1}
 export DEVICE=${DEVICE:-cpu} NPROC_PER_NODE=${NPROC_PER_NODE:-2} OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-# Everything starts from random weights here, so all groups learn at one large rate.
-export LR_QFORMER=${LR_QFORMER:-1.2e-3} LR_QUERIES=${LR_QUERIES:-1.2e-3} LR_DECODER=${LR_DECODER:-1.2e-3}
-export WARMUP_STEPS=${WARMUP_STEPS:-50} PRESET=${PRESET:-tiny} SEED RESUME=auto
+export SEED RESUME=auto
 
 . scripts/synthetic_run.sh
-synthetic_run scripts/train_stage2_distributed.sh --mirror 0.5 --eval-untrained
+synthetic_run scripts/train_stage2_distributed.sh

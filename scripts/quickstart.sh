@@ -15,9 +15,7 @@ VAL_SCENES=${VAL_SCENES:-40}
 SAMPLES_PER_SCENE=${SAMPLES_PER_SCENE:-2}
 RUN="$DIR/run_$(date +%Y%m%d_%H%M%S)"
 export EPOCHS=${EPOCHS:-8} BATCH_SIZE=${BATCH_SIZE:-4} NUM_WORKERS=${NUM_WORKERS:-2}
-# Everything starts from random weights here, so all groups learn at one large rate.
-export LR_QFORMER=${LR_QFORMER:-1.2e-3} LR_QUERIES=${LR_QUERIES:-1.2e-3} LR_DECODER=${LR_DECODER:-1.2e-3}
-export WARMUP_STEPS=${WARMUP_STEPS:-50} PRESET=${PRESET:-tiny} SEED RESUME=
+export SEED RESUME=
 
 . scripts/synthetic_run.sh
-synthetic_run scripts/train_stage2.sh --mirror 0.5 --eval-untrained --eval-interval 2 --save-interval 2
+synthetic_run scripts/train_stage2.sh --eval-interval 2 --save-interval 2

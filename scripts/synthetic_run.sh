@@ -3,6 +3,10 @@
 #
 # They set DIR, SEED, TRAIN_SCENES, VAL_SCENES, SAMPLES_PER_SCENE and RUN, and export what train_settings.sh reads.
 
+# Everything starts from random weights here, so all groups learn at one large rate.
+export LR_QFORMER=${LR_QFORMER:-1.2e-3} LR_QUERIES=${LR_QUERIES:-1.2e-3} LR_DECODER=${LR_DECODER:-1.2e-3}
+export WARMUP_STEPS=${WARMUP_STEPS:-50} PRESET=${PRESET:-tiny} MIRROR=${MIRROR:-0.5} EVAL_UNTRAINED=${EVAL_UNTRAINED:-1}
+
 VERSION=v1.0-trainval
 WORLD="$DIR/world_seed${SEED}_${TRAIN_SCENES}+${VAL_SCENES}x${SAMPLES_PER_SCENE}"
 TRAIN_CACHE="$WORLD/gt_cache/${VERSION}_train_60x30.safetensors"
