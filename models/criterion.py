@@ -10,7 +10,7 @@ from models.matcher import FOCAL_ALPHA, FOCAL_GAMMA, HungarianMatcher, Matches, 
 from models.segmentation import rasterize_in_images, rasterize_on_ground, segmentation_loss
 
 WEIGHT_DICT = {"loss_cls": 2.0, "loss_pts": 5.0, "loss_dir": 0.005, "loss_noisy_cls": 2.0, "loss_noisy_pts": 5.0,
-               "loss_noisy_dir": 0.005, "loss_seg": 2.0, "loss_ground": 2.0}
+               "loss_noisy_dir": 0.005, "loss_seg": 2.0, "loss_scene": 2.0, "loss_ground": 2.0}
 # Of edges between points in [0, 1]: 3 to 6 cm and 15 to 30 cm of a range of 30 x 60 m.
 SHORTEST_EDGE = 1e-3
 SHORT_EDGE = 5e-3
@@ -87,6 +87,8 @@ class MapCriterion(nn.Module):
                 batch["images"].shape[-2:], self.pc_range, self.num_classes,
             )
             losses["loss_seg"] = segmentation_loss(seg_logits, masks).sum() / num_samples
+            if "scene_logits" in outputs:
+                losses["loss_scene"] = segmentation_loss(outputs["scene_logits"], masks).sum() / num_samples
             ground_logits = outputs["ground_logits"]
             masks = rasterize_on_ground(batch["targets"], ground_logits.shape[-2:], self.num_classes)
             losses["loss_ground"] = segmentation_loss(ground_logits, masks).sum() / num_samples

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.attention import Attention
 from models.sunflower import sunflower
 from utils.frame import denormalize_pts, normalize_pts
 
@@ -52,26 +53,6 @@ def initial_offsets(num_offsets: int, reach_m: float) -> Tensor:
     """A sunflower of points around the origin, [K, 2] in metres: the first at it, the last reach_m away."""
     share = torch.arange(num_offsets) / max(num_offsets - 1, 1)
     return sunflower(reach_m * share**0.75)  # denser near the centre
-
-
-class Attention(nn.Module):
-    """Multi-head attention whose positions are added to queries and keys, not to values."""
-
-    def __init__(self, dim: int, num_heads: int):
-        super().__init__()
-        self.num_heads = num_heads
-        self.query = nn.Linear(dim, dim)
-        # No bias on the keys: it changes all of a query's logits alike, so Adam would only walk it along by rounding.
-        self.key_value = nn.ModuleList([nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim)])
-        self.output = nn.Linear(dim, dim)
-
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-        """query [N, Tq, D], key and value [N, Tk, D] -> [N, Tq, D]; mask [N, 1, Tq, Tk]: True = may attend."""
-        q, k, v = (
-            x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # [N, H, T, D/H]
-            for x in (self.query(query), self.key_value[0](key), self.key_value[1](value))
-        )
-        return self.output(F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2))
 
 
 class DecoderLayer(nn.Module):

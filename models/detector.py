@@ -20,7 +20,7 @@ from models.ground_tokens import GroundTokens, PlaceEmbedding
 from models.llm.frozen import FrozenLLM, build_llm
 from models.map_queries import MapQueries
 from models.qformer import CameraQFormer, SceneProjection, build_qformer
-from models.segmentation import SegmentationHead
+from models.segmentation import SegmentationHeads
 from models.vision import VisionTower, build_vision_tower
 from utils.frame import CAMERAS
 
@@ -34,9 +34,8 @@ class MapDetector(nn.Module):
     def __init__(self, vision: VisionTower, geometry: GeometryEmbedding | None, qformer: CameraQFormer | None,
                  projection: SceneProjection | None, place: PlaceEmbedding, map_queries: MapQueries,
                  llm: FrozenLLM | None, image_features: ImageFeatures, ground_grid: GroundGrid,
-                 ground_tokens: GroundTokens | None, decoder: VectorDecoder, segmentation: SegmentationHead,
-                 ground_segmentation: nn.Conv2d, image_size: tuple[int, int], token_grid: tuple[int, int],
-                 causal_prefix: bool):
+                 ground_tokens: GroundTokens | None, decoder: VectorDecoder, segmentation: SegmentationHeads,
+                 image_size: tuple[int, int], token_grid: tuple[int, int], causal_prefix: bool):
         super().__init__()
         self.vision = vision
         self.geometry = geometry
@@ -50,7 +49,6 @@ class MapDetector(nn.Module):
         self.ground_tokens = ground_tokens
         self.decoder = decoder
         self.segmentation = segmentation
-        self.ground_segmentation = ground_segmentation
         self.image_size = tuple(image_size)
         self.token_grid = tuple(token_grid)
         self.causal_prefix = causal_prefix
@@ -59,9 +57,9 @@ class MapDetector(nn.Module):
         """A collated batch (images uint8 [B, V, 3, H, W], lidar2img [B, V, 4, 4], ground_z [B], camera_ids [B, V]
         and, if there is one, context: B texts that follow the prompt) to pred_logits [B, I, C], pred_pts [B, I, P, 2]
         in [0, 1], aux_outputs (the same of the earlier heads, the first straight after the LLM), the collapse alarms
-        of SPREADS (spread across the batch of what each is of) and, in training, seg_logits [B, V, C, h, w] of the
-        vision tokens, ground_logits [B, C, Y, X] of the ground cells and noisy_outputs, what the decoder's layers make
-        of the targets' noisy_pts in the order of stack_noisy (none without them).
+        of SPREADS (spread across the batch of what each is of) and, in training, the logits of SegmentationHeads and
+        noisy_outputs, what the decoder's layers make of the targets' noisy_pts in the order of stack_noisy (none
+        without them).
         """
         if tuple(batch["images"].shape[-2:]) != self.image_size:
             raise ValueError(f"images are {tuple(batch['images'].shape[-2:])}, the model takes {self.image_size}")
@@ -91,15 +89,19 @@ class MapDetector(nn.Module):
         outputs = {**outputs, "aux_outputs": aux_outputs, **spreads}
         if self.training:
             outputs["noisy_outputs"] = noisy_outputs
-            outputs["seg_logits"] = self.segmentation(patches, self.token_grid)
-            outputs["ground_logits"] = self.ground_segmentation(ground).float()
+            scene_tokens = scene[:, : scene.shape[1] - self.num_ground_tokens]
+            outputs |= self.segmentation(patches, scene_tokens, ground)
         return outputs
+
+    @property
+    def num_ground_tokens(self) -> int:
+        """The last of the tokens that read_scene is given; the others are the Q-Former's."""
+        return math.prod(self.ground_tokens.shape) if self.ground_tokens is not None else 0
 
     def watched(self, scene: Tensor, query_states: Tensor) -> dict[str, Tensor]:
         """What SPREADS are of, each [B, ..., D]: the Q-Former's tokens and the ground tokens, as they go into the LLM,
         and the map queries as they leave it. What the network goes without is empty."""
-        num_ground = math.prod(self.ground_tokens.shape) if self.ground_tokens is not None else 0
-        num_scene = scene.shape[1] - num_ground
+        num_scene = scene.shape[1] - self.num_ground_tokens
         return dict(zip(SPREADS, (scene[:, :num_scene], scene[:, num_scene:], query_states), strict=True))
 
     def read_scene(self, scene: Tensor, contexts: list[str] | None = None) -> tuple[Tensor, Tensor]:
@@ -204,8 +206,10 @@ def _assemble(config: ModelConfig, llm: FrozenLLM | None, frozen_dtype: torch.dt
             decoder.feature_dim, num_offsets, decoder.reach_m, config.num_instances, config.num_points,
             config.num_classes, config.pc_range,
         ),
-        segmentation=SegmentationHead(vision.hidden_size, config.num_classes),
-        ground_segmentation=nn.Conv2d(decoder.feature_dim, config.num_classes, 1),
+        segmentation=SegmentationHeads(
+            vision.hidden_size, llm_dim, decoder.feature_dim, decoder.dim, decoder.num_heads, config.token_grid,
+            qformer.num_query_tokens if "qformer" not in without else 0, config.num_classes,
+        ),
         image_size=config.image_size,
         token_grid=config.token_grid,
         causal_prefix="causal_prefix" not in without,

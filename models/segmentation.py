@@ -1,15 +1,17 @@
-"""Auxiliary tasks, training only: which vision tokens and which ground cells see which class of map line.
+"""Auxiliary tasks, training only: which patches and which ground cells see which class of map line.
 
-They keep vision tokens and ground features tied to the scene; without the first the scene tokens of all scenes drift
-together. MapTRv2 (arXiv 2308.05736) does the same in the image and from above.
+They keep vision tokens, scene tokens and ground features tied to the scene: what nobody asks for drifts together over
+all scenes. MapTRv2 (arXiv 2308.05736) does the same with image features and from above.
 """
 
-# B batch, V cameras, C classes, h x w patches, Y x X ground cells, G ground-truth instances, P points
+# B batch, V cameras, N scene tokens a camera, C classes, h x w patches, Y x X ground cells, F ground features,
+# G ground-truth instances, P points
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.attention import Attention
 from models.projection import project_to_cameras
 from utils.frame import denormalize_pts
 
@@ -69,16 +71,48 @@ def rasterize_on_ground(targets: list[dict[str, Tensor]], shape: tuple[int, int]
     return masks
 
 
-class SegmentationHead(nn.Module):
-    """Per-patch class logits [B, V, C, h, w] from vision tokens [B, V, h*w, width]."""
+class SceneReader(nn.Module):
+    """What each patch of a camera holds, read from the camera's scene tokens alone by a query of its own.
 
-    def __init__(self, dim: int, num_classes: int):
+    Scene tokens begin almost the same for every scene and, where ground tokens serve the map queries better, stay so.
+    """
+
+    def __init__(self, llm_dim: int, dim: int, num_heads: int, num_patches: int, num_classes: int):
         super().__init__()
-        self.classify = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, num_classes))
+        self.patches = nn.Parameter(torch.randn(num_patches, dim))
+        self.tokens = nn.Sequential(nn.LayerNorm(llm_dim), nn.Linear(llm_dim, dim))
+        self.attention = Attention(dim, num_heads)
+        self.classify = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, num_classes))
 
-    def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        """tokens [B, V, h*w, width] on a grid (h, w) to logits [B, V, C, h, w]."""
-        return self.classify(tokens).float().transpose(2, 3).unflatten(3, grid)
+    def forward(self, scene: Tensor) -> Tensor:
+        """Scene tokens [B, V, N, D] as they go into the LLM to logits [B, V, h*w, C]."""
+        tokens = self.tokens(scene.flatten(0, 1))  # [B*V, N, dim]
+        patches = self.patches.to(tokens.dtype).expand(len(tokens), -1, -1)
+        return self.classify(self.attention(patches, tokens, tokens)).unflatten(0, scene.shape[:2])
+
+
+class SegmentationHeads(nn.Module):
+    """Class logits of patches from vision tokens and from scene tokens, and of ground cells from ground features.
+
+    num_scene_tokens: N; 0 where there are none to ask.
+    """
+
+    def __init__(self, vision_dim: int, llm_dim: int, feature_dim: int, dim: int, num_heads: int,
+                 grid: tuple[int, int], num_scene_tokens: int, num_classes: int):
+        super().__init__()
+        self.grid, self.num_scene_tokens = tuple(grid), num_scene_tokens
+        self.vision = nn.Sequential(nn.LayerNorm(vision_dim), nn.Linear(vision_dim, num_classes))
+        self.scene = SceneReader(llm_dim, dim, num_heads, grid[0] * grid[1], num_classes) if num_scene_tokens else None
+        self.ground = nn.Conv2d(feature_dim, num_classes, 1)
+
+    def forward(self, patches: Tensor, scene: Tensor, ground: Tensor) -> dict[str, Tensor]:
+        """Vision tokens [B, V, h*w, width], scene tokens [B, V*N, D], ground features [B, F, Y, X] to float32
+        seg_logits and scene_logits [B, V, C, h, w] and ground_logits [B, C, Y, X]."""
+        logits = {"seg_logits": self.vision(patches)}
+        if self.scene is not None:
+            logits["scene_logits"] = self.scene(scene.unflatten(1, (patches.shape[1], self.num_scene_tokens)))
+        logits = {name: of.float().transpose(2, 3).unflatten(3, self.grid) for name, of in logits.items()}
+        return logits | {"ground_logits": self.ground(ground).float()}
 
 
 def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:

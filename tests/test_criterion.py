@@ -53,7 +53,7 @@ def test_the_losses_of_the_parts_of_a_batch_add_up_to_those_of_the_whole():
     batch = random_batch(config, counts=(3, 0, 1))
     torch.manual_seed(0)
     shapes = {"pred_logits": (3, config.num_instances, 3), "pred_pts": (3, config.num_instances, config.num_points, 2),
-              "seg_logits": (3, 6, 3, 2, 4), "ground_logits": (3, 3, 8, 4)}
+              "seg_logits": (3, 6, 3, 2, 4), "scene_logits": (3, 6, 3, 2, 4), "ground_logits": (3, 3, 8, 4)}
     outputs = {name: torch.rand(shape) for name, shape in shapes.items()}
     criterion = MapCriterion(config.num_points, 3, PC_RANGE)
     whole = criterion(outputs | {"aux_outputs": []}, batch)

@@ -19,7 +19,7 @@ def test_outputs_have_the_shapes_of_the_contract():
     outputs = run(config, random_batch(config))
     assert outputs["pred_logits"].shape == (3, 5, 3) and outputs["pred_pts"].shape == (3, 5, 4, 2)
     assert len(outputs["aux_outputs"]) == config.decoder.num_layers
-    assert outputs["seg_logits"].shape == (3, 6, 3, *config.token_grid)
+    assert outputs["seg_logits"].shape == outputs["scene_logits"].shape == (3, 6, 3, *config.token_grid)
     assert outputs["ground_logits"].shape == (3, 3, 20, 10)
     assert (outputs["pred_pts"] >= 0).all() and (outputs["pred_pts"] <= 1).all()
     assert "seg_logits" not in run(config, random_batch(config), train=False)
@@ -52,7 +52,8 @@ def test_each_parameter_is_in_one_group_and_none_of_the_llm():
 
 @pytest.mark.parametrize(
     "part, prefixes",
-    [("geometry", {"geometry"}), ("qformer", {"qformer", "projection"}), ("ground_tokens", {"ground_tokens"}),
+    [("geometry", {"geometry"}), ("qformer", {"qformer", "projection", "segmentation.scene"}),
+     ("ground_tokens", {"ground_tokens"}),
      ("decoder_sampling", {f"decoder.layers.{n}.{name}" for n in range(2) for name in ("to_ground", "norms.0")}),
      ("causal_prefix", set())],
 )  # fmt: skip
@@ -128,3 +129,10 @@ def test_every_kind_of_token_has_its_alarm():
     for part, name in (("qformer", "scene_std"), ("ground_tokens", "ground_std")):
         found = run(micro_config(without=(part,)), batch, train=False)
         assert [other for other in SPREADS if found[other].isnan()] == [name]
+
+
+def test_scene_tokens_begin_with_what_the_cameras_see():
+    config = PRESETS["tiny"]
+    torch.manual_seed(0)
+    outputs = build_detector(config).eval()(random_batch(config, (1,) * 4))
+    assert outputs["scene_std"] > 0.05 and outputs["ground_std"] > 0.05

@@ -57,5 +57,7 @@ def summarize_losses(parts: dict[str, float]) -> str:
     last = max(int(name.rsplit("_", 1)[1]) for name in parts if name.startswith("loss_cls_"))
     shown = {"loss": parts["loss"], "cls": parts[f"loss_cls_{last}"], "pts": parts[f"loss_pts_{last}"],
              "dir": parts[f"loss_dir_{last}"], "seg": parts["loss_seg"], "ground": parts["loss_ground"]}
+    if "loss_scene" in parts:
+        shown["scene"] = parts["loss_scene"]
     shown |= {name: parts[name] for name in SPREADS}
     return " ".join(f"{name} {value:.3f}" for name, value in shown.items())

@@ -23,7 +23,6 @@ _GROUP_OF_PART = {
     "ground_grid": "decoder",
     "decoder": "decoder",
     "segmentation": "decoder",
-    "ground_segmentation": "decoder",
 }
 
 

@@ -26,6 +26,7 @@ _PART_TITLES = {
     "loss_noisy_pts": "points of noisy lines",
     "loss_noisy_dir": "directions of noisy lines",
     "loss_seg": "segmentation in the images",
+    "loss_scene": "segmentation from scene tokens",
     "loss_ground": "segmentation on the ground",
 }
 

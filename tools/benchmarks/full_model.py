@@ -66,5 +66,5 @@ def stand_in_loss(outputs: dict) -> Tensor:
     """A scalar that depends on every output; the real losses look at values, which fake tensors do not have."""
     heads = [outputs, *outputs["aux_outputs"], *outputs["noisy_outputs"]]
     parts = [value for head in heads for value in (head["pred_logits"], head["pred_pts"])]
-    parts += [outputs["seg_logits"], outputs["ground_logits"]]
+    parts += [outputs["seg_logits"], outputs["scene_logits"], outputs["ground_logits"]]
     return sum(part.float().sum() for part in parts)
