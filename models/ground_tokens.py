@@ -1,8 +1,8 @@
 """Ground features as tokens that the LLM reads beside the Q-Former's, and the embedding of places on the ground.
 
-A scene token of the Q-Former begins almost the same for every scene, and what the LLM's attention averages of such
-tokens tells map queries nothing to begin with: they wait a thousand steps and more for the tokens to come apart. A
-ground token differs between scenes from the first step on, and says where it lies in the same terms as the map queries.
+A scene token of the Q-Former stands for a whole camera, and what the LLM's attention averages of such tokens tells map
+queries next to nothing: by themselves they wait a thousand steps and more for an answer. A ground token stands for one
+place, and says which in the same terms as the map queries.
 """
 
 # B batch, F ground features, Y x X ground cells, R x C tokens (forward, right), D LLM width

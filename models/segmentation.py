@@ -74,7 +74,8 @@ def rasterize_on_ground(targets: list[dict[str, Tensor]], shape: tuple[int, int]
 class SceneReader(nn.Module):
     """What each patch of a camera holds, read from the camera's scene tokens alone by a query of its own.
 
-    Scene tokens begin almost the same for every scene and, where ground tokens serve the map queries better, stay so.
+    Where ground tokens serve the map queries better, scene tokens that nothing else is asked of become the same for
+    every scene.
     """
 
     def __init__(self, llm_dim: int, dim: int, num_heads: int, num_patches: int, num_classes: int):
