@@ -15,8 +15,8 @@ from utils.frame import CAMERAS
 
 # A line shorter than this (metres) is numerical dust of the map union, no target to learn.
 MIN_LENGTH_M = 0.1
-MOST_ROTATION_DEG = 45
-MOST_ZOOM = 0.9
+MOST_ROTATION_DEG = 45  # ground truth ends with the range, so corners that turn in are empty: more of them the further
+MOST_ZOOM = 0.9  # of an image's window; a tenth of its width and height is left to look at
 
 
 @dataclass(frozen=True)

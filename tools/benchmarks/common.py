@@ -3,12 +3,16 @@
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from data.records import SampleRecord
 from utils.files import replacing
 from utils.machine import machine
+
+SAMPLES = {"mini_train": 323, "train": 28_130}  # key frames of nuScenes' splits
 
 
 def timed(work: Callable, *arguments: object) -> tuple[object, float]:
@@ -47,6 +51,11 @@ def spread(values: Sequence[float]) -> dict[str, float]:
         "p90": float(high),
         "count": len(values),
     }
+
+
+def copies_of(records: Sequence[SampleRecord], count: int) -> list[SampleRecord]:
+    """The records over and over, each copy under a token of its own."""
+    return [replace(records[index % len(records)], sample_token=f"{index:032x}") for index in range(count)]
 
 
 def private_memory_mb() -> float:

@@ -10,6 +10,7 @@ import torch
 
 from models.config import ModelConfig
 from models.detector import build_detector
+from tools.benchmarks.common import SAMPLES
 from tools.benchmarks.full_model import add_model_arguments, config_from
 from tools.benchmarks.step import model_flop
 from utils.errors import UserError
@@ -17,7 +18,6 @@ from utils.parameter_table import parameter_rows
 
 # Dense half-precision tensor rates in FLOP/s, from NVIDIA's data sheets of the SXM cards.
 CARDS = {"A100": 312e12, "H100": 989e12}
-SAMPLES = {"mini_train": 323, "train": 28_130}
 GRADIENT_BYTES = 4  # a float32 for each trained value
 
 

@@ -24,7 +24,7 @@ from data.nuscenes_reader import load_tables, read_records
 from data.records import SampleRecord
 from data.splits import SPLITS, resolve_split
 from data.vectorize import MapVectorizer, patch_pose
-from tools.benchmarks.common import private_memory_mb, spread, timed
+from tools.benchmarks.common import copies_of, private_memory_mb, spread, timed
 from tools.generate_gt_cache import vectorize_records
 from utils.errors import UserError
 from utils.files import default_dataroot
@@ -206,9 +206,7 @@ def devkit_milliseconds(
 
 def cache_at_size(records: Sequence[SampleRecord], args: argparse.Namespace) -> dict[str, float]:
     """Size and times of a cache that repeats these records, each copy under its own token."""
-    copies = [
-        replace(records[index % len(records)], sample_token=f"{index:032x}") for index in range(args.cache_samples)
-    ]
+    copies = copies_of(records, args.cache_samples)
     meta = {
         "split": "train",
         "version": args.version,

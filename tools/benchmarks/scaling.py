@@ -15,7 +15,7 @@ import numpy as np
 from data.gt_cache import write_gt_cache
 from evaluation.chamfer_ap import match_samples, summarize
 from models.config import ModelConfig
-from tools.benchmarks.common import spread, timed
+from tools.benchmarks.common import copies_of, spread, timed
 from tools.benchmarks.evaluation import made_up_predictions, made_up_truth
 from tools.benchmarks.full_model import PRECISIONS, add_model_arguments, config_from, made_up_batch
 from tools.benchmarks.loader import bare_record
@@ -92,8 +92,7 @@ def cache_seconds(count: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         record = bare_record([Path("camera.jpg")] * len(CAMERAS), [(1600, 900)] * len(CAMERAS))
         lines = [line.astype(np.float32) for line in truth.pts_m]
-        records = [replace(record, sample_token=f"{index:032x}", labels=truth.labels, pts_m=lines)
-                   for index in range(count)]  # fmt: skip
+        records = copies_of([replace(record, labels=truth.labels, pts_m=lines)], count)
         meta = {"split": "train", "version": "v1.0-trainval", "pc_range": list(PC_RANGES["60x30"]), "gt_style": "maptr"}
         path = Path(folder) / "cache.safetensors"
         return spread([timed(write_gt_cache, path, records, meta)[1] for _ in range(3)])["median"]

@@ -9,23 +9,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 from data.gt_cache import GTCache, write_gt_cache
 from data.synthetic.plan import WorldSettings
 from data.synthetic.world import write_world
-from tools.benchmarks.common import spread, timed
+from tools.benchmarks.common import SAMPLES, copies_of, spread, timed
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-TRAIN_SAMPLES = 28_130  # of nuScenes' train split
 VERSION = "v1.0-trainval"
 IMPORTS = "import train_map_detection, transformers.models.llama.modeling_llama, nuscenes.utils.splits"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--samples", type=int, default=TRAIN_SAMPLES, help="in the cache (default: %(default)s, train)")
+    parser.add_argument("--samples", type=int, default=SAMPLES["train"],
+                        help="in the cache (default: %(default)s, train)")  # fmt: skip
     parser.add_argument("--num-workers", type=int, default=4, help="of the loader (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=3)
 
@@ -67,7 +66,7 @@ def made_up_training(folder: Path, count: int) -> list:
         )  # fmt: skip
         flags += [f"--gt-cache-{split}", cache]
     few = GTCache.open(folder / "train.safetensors")
-    copies = [replace(few[index % len(few)], sample_token=f"{index:032x}") for index in range(count)]
+    copies = copies_of(few, count)
     meta = {name: few.meta[name] for name in ("split", "version", "pc_range", "gt_style")}
     write_gt_cache(folder / "copies.safetensors", copies, meta)
     return [*flags, "--gt-cache-train", folder / "copies.safetensors"]
