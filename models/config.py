@@ -95,6 +95,7 @@ class ModelConfig:
     qformer_pretrained: str = "none"  # start of tower and Q-Former: blip2, a folder, file or hub id of BLIP-2 | none
     llm_path: str = "lmsys/vicuna-7b-v1.5"  # folder, hub id or .gguf file of a decoder-only model | random | none
     llm_quantization: str = "none"  # none | int8 | nf4: how the frozen linear layers of the LLM are stored
+    llm_layers: int = 0  # the states after so many layers of the LLM are read, the others are left out; 0 = all
     llm_checkpointing: bool = False  # keep each LLM layer's input only and compute the layer again in backward
     lora_rank: int = 0  # of the trained low-rank addition to each linear layer of the LLM; 0 = none
     lora_alpha: float = 16.0  # the addition is scaled by lora_alpha / lora_rank
@@ -127,11 +128,13 @@ class ModelConfig:
                  f"leaves nothing for qformer_pretrained={self.qformer_pretrained} to load")
         _require(self.llm_quantization in QUANTIZATIONS, "llm_quantization", self.llm_quantization,
                  f"must be one of {', '.join(QUANTIZATIONS)}")
+        _require(self.llm_layers >= 0, "llm_layers", self.llm_layers, "must be 0 (all) or positive")
         _require(self.lora_rank >= 0, "lora_rank", self.lora_rank, "must be 0 (none) or positive")
         _require(self.lora_alpha > 0, "lora_alpha", self.lora_alpha, "must be positive")
-        changes_llm = self.lora_rank > 0 or self.unfreeze_llm or self.llm_quantization != "none"
+        changes_llm = (self.lora_rank > 0 or self.unfreeze_llm or self.llm_quantization != "none"
+                       or self.llm_layers > 0)  # fmt: skip
         _require(not (self.llm_path == "none" and changes_llm), "llm_path", self.llm_path,
-                 "leaves nothing for lora_rank, unfreeze_llm or llm_quantization to act on")
+                 "leaves nothing for lora_rank, unfreeze_llm, llm_quantization or llm_layers to act on")
         _require(not (self.unfreeze_llm and (self.lora_rank or self.llm_quantization != "none")), "unfreeze_llm",
                  self.unfreeze_llm, "goes with lora_rank=0 and llm_quantization=none, which are for frozen weights")
 

@@ -24,6 +24,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
                        "(default: what the preset says)")
     model.add_argument("--llm-quantization", default="none", choices=QUANTIZATIONS,
                        help="store the LLM's linear layers in 8 or 4 bits; needs bitsandbytes")
+    model.add_argument("--llm-layers", type=int, default=0,
+                       help="read the states after so many layers of the LLM and leave out the others; 0: all")
     model.add_argument("--gradient-checkpointing", action="store_true",
                        help="keep each LLM layer's input only and compute the layer again: less memory, more time")
     model.add_argument("--prompt", help="text in front of the scene (default: names the six cameras)")
@@ -57,7 +59,7 @@ def config_from_flags(args: argparse.Namespace) -> ModelConfig:
     try:
         config = replace(preset, **changes, pc_range=PC_RANGES[args.pc_range], lora_rank=args.lora_rank,
                          prompt_context=args.prompt_context,
-                         llm_quantization=args.llm_quantization, lora_alpha=args.lora_alpha,
+                         llm_quantization=args.llm_quantization, llm_layers=args.llm_layers, lora_alpha=args.lora_alpha,
                          llm_checkpointing=args.gradient_checkpointing, unfreeze_llm=args.unfreeze_llm)
     except ValueError as error:
         raise UserError(f"model settings: {error}") from error

@@ -71,6 +71,20 @@ def test_a_gguf_llama_is_the_llama_it_was_written_from(tied, tmp_path):
     assert llm.model.config.num_key_value_heads == 2
 
 
+def test_the_first_layers_of_a_gguf_llama_are_read_alone(tmp_path):
+    pytest.importorskip("gguf")
+    model = made_llm("llama", num_hidden_layers=3)
+    llm = build_llm(replace(config_for(write_gguf(tmp_path / "model.gguf", model)), llm_layers=2))
+    expected = dict(model.model.named_parameters())
+    found = dict(llm.model.named_parameters())
+    assert found.keys() == {name for name in expected if not name.startswith("layers.2.")}
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+    extra = {"blk.2.ssm_in.weight": torch.ones(4)}
+    path = write_gguf(tmp_path / "more.gguf", model, extra=extra)
+    with pytest.raises(UserError, match=r"1 without a place in a llama model \['blk.2.ssm_in.weight'\]"):
+        build_llm(replace(config_for(path), llm_layers=2))
+
+
 @pytest.mark.parametrize(
     "changes, match",
     [

@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
-def load(folder, **kwargs):
-    return build_llm(micro_config(llm_path=str(folder), prompt="map of a car"), **kwargs)
+def load(folder, layers=0, **kwargs):
+    return build_llm(micro_config(llm_path=str(folder), prompt="map of a car", llm_layers=layers), **kwargs)
 
 
 def run(llm, ids, window=None):
@@ -46,6 +46,28 @@ def test_with_a_causal_mask_hidden_states_are_hugging_faces_to_the_last_bit(fami
     ids = torch.randint(0, 64, (2, 11), generator=torch.Generator().manual_seed(0))
     window = FAMILIES[family].get("sliding_window")
     assert torch.equal(run(llm, ids, window), reference(ids).last_hidden_state)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_first_layers_alone_give_hugging_faces_states_after_them(family, tmp_path):
+    folder = save_llm(tmp_path, made_llm(family, num_hidden_layers=3))
+    reference = AutoModel.from_pretrained(folder, dtype=torch.float32, num_hidden_layers=2).eval()
+    llm = load(folder, layers=2)
+    assert len(llm.layers) == 2
+    ids = torch.randint(0, 64, (2, 11), generator=torch.Generator().manual_seed(0))
+    window = FAMILIES[family].get("sliding_window")
+    found = run(llm, ids, window)
+    assert torch.equal(found, reference(ids).last_hidden_state)
+    assert not torch.allclose(found, run(load(folder), ids, window), atol=1e-3)
+
+
+def test_only_tensors_of_the_layers_left_out_may_be_left_over(tmp_path):
+    extra = {"model.layers.1.mlp.gate.weight": torch.ones(3)}
+    folder = one_file(tmp_path, lambda tensors: tensors.update(extra))
+    with pytest.raises(UserError, match="1 tensors have no place in a qwen2 model, the first: model.layers.1.mlp.gate"):
+        load(folder, layers=1)
+    with pytest.raises(UserError, match=f"^--llm-layers 3: {folder} has 2; give no more, or 0 for all$"):
+        load(folder, layers=3)
 
 
 def test_a_sliding_window_does_not_narrow_our_mask(tmp_path):

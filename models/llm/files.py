@@ -1,5 +1,6 @@
 """Where a language model lies and what it is: its settings and its tokenizer, read before any weight."""
 
+import copy
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +68,19 @@ def find_llm(llm_path: str) -> LLMFiles:
     config = _read_config(source, path)
     _require_decoder_only(path, config)
     return LLMFiles(source, path.parent, config)
+
+
+def first_layers(llm_path: str, config: PreTrainedConfig, count: int) -> PreTrainedConfig:
+    """Settings of the model that ends after `count` layers, 0: after its last. Raises UserError if it has fewer."""
+    if count == 0:
+        return config
+    if count > config.num_hidden_layers:
+        raise UserError(f"--llm-layers {count}: {llm_path} has {config.num_hidden_layers}; give no more, or 0 for all")
+    config = copy.deepcopy(config)
+    config.num_hidden_layers = count
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:count]
+    return config
 
 
 def load_tokenizer(files: LLMFiles) -> PreTrainedTokenizerBase:

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from models.config import ModelConfig
-from models.llm.files import FLAG, LLMFiles, find_llm, load_tokenizer, require_packages
+from models.llm.files import FLAG, LLMFiles, find_llm, first_layers, load_tokenizer, require_packages
 from models.llm.gguf import gguf_weights
 from models.llm.lora import add_lora
 from models.llm.prompt import Prompt
@@ -111,7 +111,9 @@ def build_llm(
     if config.llm_quantization != "none":
         require_packages(f"--llm-quantization {config.llm_quantization}", "bitsandbytes")
     files = None if config.llm_path == "random" else find_llm(config.llm_path)
-    hf_config = files.config if files else random_llama_config(config.random_llm)
+    whole = files.config if files else random_llama_config(config.random_llm)
+    hf_config = first_layers(config.llm_path, whole, config.llm_layers)
+    left_out = range(hf_config.num_hidden_layers, whole.num_hidden_layers)
     prompt = _build_prompt(config, files, hf_config.max_position_embeddings)
     model = empty_model(f"{FLAG} {config.llm_path}", hf_config)
     dtype = torch.float32 if config.unfreeze_llm else dtype
@@ -121,9 +123,9 @@ def build_llm(
         if files is None:
             weights = random_weights(model, config.random_llm, device, dtype)
         elif files.gguf_name:
-            weights = gguf_weights(model, files.folder / files.gguf_name, device, dtype)
+            weights = gguf_weights(model, files.folder / files.gguf_name, device, dtype, left_out)
         else:
-            weights = checkpoint_weights(model, files.source, device, dtype)
+            weights = checkpoint_weights(model, files.source, device, dtype, left_out)
         fill(model, weights, device)
     elif config.llm_quantization == "none":
         model.to(dtype)
@@ -160,6 +162,7 @@ def check_unfreezing(config: ModelConfig, confirmed: bool) -> None:
         return
     is_random = config.llm_path == "random"
     hf_config = random_llama_config(config.random_llm) if is_random else find_llm(config.llm_path).config
+    hf_config = first_layers(config.llm_path, hf_config, config.llm_layers)
     count = sum(p.numel() for p in empty_model(f"{FLAG} {config.llm_path}", hf_config).parameters())
     raise UserError(
         f"--unfreeze-llm: training all {count / 1e9:.2f} G parameters of {config.llm_path} takes "

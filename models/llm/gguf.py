@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from models.llm.weights import without_layers
 from utils.errors import UserError
 
 _ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")  # Hugging Face's names of them
@@ -14,12 +15,12 @@ _HEAD = "output.weight"
 
 
 def gguf_weights(
-    model: PreTrainedModel, path: Path, device: torch.device, dtype: torch.dtype
+    model: PreTrainedModel, path: Path, device: torch.device, dtype: torch.dtype, left_out: range = range(0)
 ) -> Iterator[tuple[str, Tensor]]:
     """Name and tensor of every weight of the model, dequantised one at a time into dtype on the device.
 
-    Raises UserError, before anything is read, for another architecture and for a tensor that is missing, has another
-    shape, or has no place in the model.
+    left_out: numbers of layers that the file has and the model does not. Raises UserError, before anything is read,
+    for another architecture and for a tensor that is missing, has another shape, or has no place in the model.
     """
     import gguf
 
@@ -37,7 +38,7 @@ def gguf_weights(
     }
     stored = {tensor.name: tensor for tensor in reader.tensors}
     missing = sorted(wanted.keys() - stored.keys())
-    unexpected = sorted(stored.keys() - wanted.keys() - {_HEAD})
+    unexpected = sorted(without_layers(stored.keys() - wanted.keys() - {_HEAD}, wanted, left_out))
     if missing or unexpected:
         raise UserError(f"{path}: {len(missing)} tensors missing {missing[:3]}, {len(unexpected)} without a place in a "
                         f"{config.model_type} model {unexpected[:3]}; take another file of this model")

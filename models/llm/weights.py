@@ -13,6 +13,7 @@ from models.llm.quantization import is_quantized, quantized_weight
 from models.tensor_files import CheckpointSource, fetch_files, map_tensors, tensor_index
 from utils.errors import UserError
 
+_LAYER_NUMBER = re.compile(r"\.(\d+)\.")
 # What a checkpoint may hold beside the model that gives hidden states: heads, and tables that are computed anew.
 _NOT_NEEDED = re.compile(r"^(lm_head|embed_out|score)\.|rotary_emb\.inv_freq$")
 
@@ -32,16 +33,17 @@ def empty_model(name: str, config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def checkpoint_weights(
-    model: PreTrainedModel, source: CheckpointSource, device: torch.device, dtype: torch.dtype
+    model: PreTrainedModel, source: CheckpointSource, device: torch.device, dtype: torch.dtype,
+    left_out: range = range(0),
 ) -> Iterator[tuple[str, Tensor]]:
     """Name and tensor of every weight of the model, read from safetensors or .bin straight into dtype on the device.
 
-    Raises UserError, before anything is read, when a tensor is missing, has another shape, is not floating point, or
-    is one that the model has no place for.
+    left_out: numbers of layers that the checkpoint has and the model does not. Raises UserError, before anything is
+    read, when a tensor is missing, has another shape, is not floating point, or is one that the model has no place for.
     """
     file_of = tensor_index(source)
     wanted = dict(model.named_parameters())
-    stored_name = _stored_names(model, source, wanted, file_of)
+    stored_name = _stored_names(model, source, wanted, file_of, left_out)
     paths = fetch_files(source, {stored: file_of[stored] for stored in stored_name.values()})
     path_of = {name: paths[file_of[stored]] for name, stored in stored_name.items()}
     num_bytes = {}
@@ -86,8 +88,19 @@ def fill(model: PreTrainedModel, weights: Iterable[tuple[str, Tensor]], device: 
             setattr(module, leaf, nn.Parameter(tensor.to(device), requires_grad=False))
 
 
+def without_layers(unexpected: Iterable[str], expected: Iterable[str], left_out: range) -> list[str]:
+    """The unexpected names but those of layers left out: expected for an earlier layer, as `model.layers.0.` is."""
+    of_layers = {_LAYER_NUMBER.sub(".0.", name, count=1) for name in expected}
+
+    def is_left_out(name: str) -> bool:
+        number = _LAYER_NUMBER.search(name)
+        return bool(number) and int(number[1]) in left_out and _LAYER_NUMBER.sub(".0.", name, count=1) in of_layers
+
+    return [name for name in unexpected if not is_left_out(name)]
+
+
 def _stored_names(
-    model: PreTrainedModel, source: CheckpointSource, wanted: Iterable[str], stored: Iterable[str]
+    model: PreTrainedModel, source: CheckpointSource, wanted: Iterable[str], stored: Iterable[str], left_out: range
 ) -> dict[str, str]:
     """Name in the model -> name in the checkpoint, which may have been saved with its head and then has a prefix."""
     prefix = f"{model.base_model_prefix}."
@@ -97,8 +110,9 @@ def _stored_names(
     _require_names(source, names.values(), stored)
     ignored = [_NOT_NEEDED, *(re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ())]
     unexpected = sorted(
-        name for name in set(stored) - set(names.values()) if not any(pattern.search(name) for pattern in ignored)
-    )
+        name for name in without_layers(set(stored) - set(names.values()), names.values(), left_out)
+        if not any(pattern.search(name) for pattern in ignored)
+    )  # fmt: skip
     if unexpected:
         raise UserError(f"{source}: {len(unexpected)} tensors have no place in a {model.config.model_type} model, the "
                         f"first: {', '.join(unexpected[:3])}; take config.json and weights of one model")
