@@ -1,9 +1,11 @@
 import json
+import os
 import shlex
 import sys
 
 import pytest
 
+from tests.made_llm import made_llm, save_llm
 from tools import ablation
 from training.flags import parse_args
 from utils.errors import UserError
@@ -49,6 +51,19 @@ def test_rows_are_trained_scored_and_not_repeated(tmp_path, synthetic_world, cac
         call(monkeypatch, *flags, "--", *TRAIN_FLAGS)
 
 
+def test_the_row_of_a_pretrained_llm_reads_its_first_layers(
+    tmp_path, synthetic_world, caches, monkeypatch, capsys
+):
+    folder = tmp_path / "a model"
+    folder.mkdir()
+    save_llm(folder, made_llm("llama", num_hidden_layers=7))
+    call(monkeypatch, "--dataroot", synthetic_world, "--output-dir", tmp_path, "--rows", "pretrained-llm",
+         "--pretrained-llm", os.path.relpath(folder), "--", *TRAIN_FLAGS)  # fmt: skip
+    assert capsys.readouterr().out.splitlines()[-1].startswith("| first 6 layers of a pretrained LLM | 0 | ")
+    config = json.loads((tmp_path / "pretrained-llm_seed0" / "run" / "config.json").read_text())
+    assert config["model_config"]["llm_path"] == str(folder) and config["model_config"]["llm_layers"] == 6
+
+
 def diagnosis(first: float, last: float | None, without_scene: float) -> dict:
     rows = [{"mAP": value} | dict.fromkeys(CLASSES, value) for value in (first, last)]
     return {"heads": rows, "mean_scene": [{"mAP": 0.0}, {"mAP": without_scene}]}
@@ -71,5 +86,7 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
         call(monkeypatch, "--output-dir", tmp_path, "--table")
     with pytest.raises(UserError, match="--dataroot: is missing"):
         call(monkeypatch, "--output-dir", tmp_path)
+    with pytest.raises(UserError, match="^--rows pretrained-llm: which model"):
+        call(monkeypatch, "--output-dir", tmp_path, "--rows", "pretrained-llm")
     with pytest.raises(UserError, match=r"no such cache; python tools/generate_gt_cache\.py --dataroot"):
         call(monkeypatch, "--output-dir", tmp_path, "--dataroot", tmp_path)

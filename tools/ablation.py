@@ -30,10 +30,12 @@ from utils.files import replacing  # noqa: E402
 from utils.frame import CLASSES  # noqa: E402
 from utils.text_table import format_score  # noqa: E402
 
-# Name of a row -> what it changes, in words, and the flags of train_map_detection.py that do it.
+# Name of a row -> what it changes, in words, and the flags of train_map_detection.py that do it. One of them needs a
+# model that is not here: --pretrained-llm.
 ROWS = {
     "default": ("the default", ""),
     "no-llm": ("without the LLM", "--llm-path none"),
+    "pretrained-llm": ("first 6 layers of a pretrained LLM", "--llm-path {pretrained_llm} --llm-layers 6"),
     "no-sampling": ("without image sampling in the decoder", "--without decoder_sampling"),
     "no-geometry": ("without the geometry embedding", "--without geometry"),
     "no-qformer": ("without the Q-Former and its tokens", "--without qformer"),
@@ -59,18 +61,24 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--dataroot", type=Path, help="world whose train split is trained on")
     parser.add_argument("--val-dataroot", type=Path, help="world whose val split is scored (default: the same)")
     parser.add_argument("--version", default=VERSION, help="of both worlds (default: %(default)s)")
-    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS, metavar="ROW",
-                        help=f"of {', '.join(ROWS)} (default: all)")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, metavar="ROW",
+                        help=f"of {', '.join(ROWS)} (default: all, pretrained-llm where one is given)")
+    parser.add_argument("--pretrained-llm", help="of the row of that name: what --llm-path of a training takes")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of the training (default: 0)")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time (default: 1)")
     parser.add_argument("train_flags", nargs="*", help="behind --: flags of train_map_detection.py for every row")
     args = parser.parse_args()
     if args.jobs < 1:
         raise UserError(f"--jobs {args.jobs}: must be at least 1")
+    args.rows = args.rows or [row for row in ROWS if args.pretrained_llm or row != "pretrained-llm"]
+    if "pretrained-llm" in args.rows and not args.pretrained_llm:
+        raise UserError("--rows pretrained-llm: which model? Add --pretrained-llm with a folder, .gguf file or hub id")
     if not args.table and args.dataroot is None:
         raise UserError("--dataroot: is missing; give the world to train on, or --table")
     if not args.table:  # the trainings start from the repository, not from here
         args.dataroot, args.val_dataroot = args.dataroot.resolve(), (args.val_dataroot or args.dataroot).resolve()
+        if args.pretrained_llm and Path(args.pretrained_llm).exists():
+            args.pretrained_llm = str(Path(args.pretrained_llm).resolve())
     return args
 
 
@@ -89,11 +97,12 @@ def run_row(args: argparse.Namespace, row: str, seed: int) -> str:
     found = folder / "diagnosis.json"
     train_cache = cache_of(args.dataroot, args.version, "train")
     val_cache = cache_of(args.val_dataroot, args.version, "val")
-    hold_to_settings(folder, {"train_flags": args.train_flags, "row_flags": ROWS[row][1],
+    row_flags = ROWS[row][1].format(pretrained_llm=shlex.quote(args.pretrained_llm or ""))
+    hold_to_settings(folder, {"train_flags": args.train_flags, "row_flags": row_flags,
                               "train_digest": GTCache.open(train_cache).meta["digest"],
                               "val_digest": GTCache.open(val_cache).meta["digest"]})  # fmt: skip
     if not found.is_file():
-        train = ["train_map_detection.py", *args.train_flags, *shlex.split(ROWS[row][1]), "--seed", seed,
+        train = ["train_map_detection.py", *args.train_flags, *shlex.split(row_flags), "--seed", seed,
                  "--dataroot", args.dataroot, "--version", args.version,
                  "--output-dir", folder / "run", "--resume", "auto"]  # fmt: skip
         look = ["tools/diagnose.py", "--checkpoint", folder / "run" / "final_model.pth", "--num-workers", 0,
