@@ -32,7 +32,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--prompt-context", action="store_true",
                        help="append each sample's city, driving side, day or night, and rain")
     model.add_argument("--without", default="", metavar="PART,...",
-                       help=f"leave parts out, to measure what they are worth: {', '.join(PARTS)}")
+                       help=f"leave parts out, to measure what they are worth: {', '.join(PARTS)}; qformer not where "
+                       "it is pretrained")
     model.add_argument("--lora-rank", type=int, default=0, help="train low-rank additions to the LLM; 0: none")
     model.add_argument("--lora-alpha", type=float, default=16.0, help="they are scaled by alpha / rank")
     model.add_argument("--unfreeze-llm", action="store_true", help="train the whole LLM, in fp32")

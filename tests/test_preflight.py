@@ -71,8 +71,9 @@ def test_all_checks_pass_on_a_sound_setup(synthetic_world, caches):
         assert f"\nok      {name}" in result.stdout
 
 
-def test_made_up_data_do_where_no_dataset_is_given(monkeypatch, capsys):
-    code, text = call(monkeypatch, capsys)
+@pytest.mark.parametrize("part", ["", "qformer"])  # without which a whole parameter group is empty
+def test_made_up_data_do_where_no_dataset_is_given(part, monkeypatch, capsys):
+    code, text = call(monkeypatch, capsys, "--without", part)
     assert code == 0 and "warning dataroot: " in text and "give --dataroot or NUSCENES_DATAROOT" in text
     for name in ("tables", "map expansion", "train cache", "val cache"):
         assert f"skipped {name}: no dataset" in text

@@ -96,7 +96,7 @@ def anchors_of(text: str) -> set[str]:
 def test_its_commands_name_files_and_flags_that_exist():
     parser_flags = {option for action in build_parser()._actions for option in action.option_strings}
     others = {"--write", "--check", "--help", "--run", "--total-steps", "--warmup-steps", "--output", "--folder",
-              "--protocol", "--max-restarts"}  # of tools/evaluate.py and torchrun
+              "--protocol", "--max-restarts", "--export-json"}  # of other tools and torchrun
     assert set(re.findall(r"--[a-z][a-z0-9-]+", GUIDE)) <= parser_flags | others
     for path in set(re.findall(r"(?:tools|scripts)/[a-z0-9_]+\.(?:py|sh|slurm)", GUIDE)):
         assert (ROOT / path).is_file(), path

@@ -49,7 +49,7 @@ class ModelChecks:
         trainable = {id(p) for p in self.model.parameters() if p.requires_grad}
         if grouped != trainable:
             raise RuntimeError(f"{len(trainable - grouped)} trainable parameters are in no group")
-        empty = [name for name in GROUPS if not groups[name]]
+        empty = [name for name in GROUPS if not groups[name] and name not in self.config.without]
         if empty:
             raise RuntimeError(f"no parameters in {empty}")
         return ", ".join(f"{name} {sum(p.numel() for _, p in groups[name]) / 1e6:.2f} M" for name in GROUPS)
@@ -70,6 +70,8 @@ class ModelChecks:
         loss.backward()
         lines = []
         for group, members in parameter_groups(self.model).items():
+            if not members:  # left out, see check_parameter_groups
+                continue
             without = [name for name, p in members if p.grad is None]
             if without:
                 raise RuntimeError(f"no gradient for {len(without)} parameters of {group}: {without[:3]}")

@@ -25,6 +25,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--llm-path", default="random", help="random (the preset's shape), none, a folder or a hub id")
     parser.add_argument("--layers", type=int, help="at most this many layers in tower, Q-Former and random LLM")
     parser.add_argument("--llm-quantization", default="none", choices=QUANTIZATIONS)
+    parser.add_argument("--llm-layers", type=int, default=0, help="the LLM's first layers alone; 0: all")
     parser.add_argument("--lora-rank", type=int, default=0)
 
 
@@ -42,7 +43,7 @@ def config_from(args: argparse.Namespace) -> ModelConfig:
     try:
         return replace(
             preset, llm_path=args.llm_path, qformer_pretrained="none", lora_rank=args.lora_rank,
-            llm_quantization=args.llm_quantization,
+            llm_quantization=args.llm_quantization, llm_layers=args.llm_layers,
         )  # fmt: skip
     except ValueError as error:
         raise UserError(str(error)) from error
