@@ -131,7 +131,7 @@ def write_config(path: Path, args: argparse.Namespace, config: ModelConfig, load
 def describe(trainer: Trainer, loaders: list[DataLoader], differences: list[str]) -> list[str]:
     """The lines at the head of a run's log."""
     args, config, lines = trainer.args, trainer.config, []
-    if config.qformer_pretrained == "none" and args.lr_qformer < 1e-4:
+    if config.qformer_pretrained == "none" and "qformer" not in config.without and args.lr_qformer < 1e-4:
         lines.append("note: the Q-Former starts from random weights and hardly learns at --lr-qformer "
                      f"{args.lr_qformer:g}; give 1e-3 or so")
     sampler, val = loaders[0].batch_sampler, loaders[1].dataset

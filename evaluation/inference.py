@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +15,12 @@ from data.gt_cache import GTCache
 from data.records import SampleRecord
 from data.transforms import AugmentConfig
 from evaluation.postprocess import outputs_to_vectors
+from evaluation.spreads import spreads_of, watched_spreads
 from evaluation.vectors import Vectors
-from models.alarms import SPREADS
 from models.config import ModelConfig
 from models.detector import MapDetector, build_detector
 from utils.checkpoint import load_checkpoint, load_trainable
-from utils.device import default_device
+from utils.device import autocast_of, default_device
 from utils.errors import UserError
 from utils.frame import CLASSES
 from utils.run_log import progress_bar
@@ -39,9 +40,12 @@ def config_of(checkpoint: dict, path: str | Path) -> ModelConfig:
     return config
 
 
-def inference_dtype(device: torch.device) -> torch.dtype | None:
-    """The precision that detectors run in here: half on a GPU, None (full) elsewhere."""
-    return torch.float16 if device.type == "cuda" else None
+class LoadedDetector(NamedTuple):
+    """A detector in eval mode, its settings, and what autocast should compute in (None: full precision)."""
+
+    model: MapDetector
+    config: ModelConfig
+    dtype: torch.dtype | None
 
 
 def load_detector(
@@ -50,23 +54,26 @@ def load_detector(
     llm_path: str | None = None,
     qformer_pretrained: str | None = None,
     cache: GTCache | None = None,
-) -> tuple[MapDetector, ModelConfig]:
-    """The detector of a checkpoint on the device, in eval mode; for the paths see evaluation/flags.py.
+) -> LoadedDetector:
+    """The detector of a checkpoint on the device; for the paths see evaluation/flags.py.
 
-    Raises UserError when the file is not a checkpoint or does not fit, also to the range of the cache that it is for:
-    that is said before a large model is loaded.
+    On a GPU it has the precision that it was trained and validated in, elsewhere full precision. Raises UserError when
+    the file is not a checkpoint or does not fit, also to the range of the cache that it is for: that is said before a
+    large model is loaded.
     """
     checkpoint = load_checkpoint(path)
     config = config_of(checkpoint, path)
     if cache is not None:
         cache.require(pc_range=config.pc_range)
-    if llm_path:
-        config = replace(config, llm_path=llm_path)
-    if qformer_pretrained:
-        config = replace(config, qformer_pretrained=qformer_pretrained)
-    model = build_detector(config, device, inference_dtype(device) or torch.float32)
+    places = {"llm_path": llm_path, "qformer_pretrained": qformer_pretrained}
+    try:
+        config = replace(config, **{name: place for name, place in places.items() if place})
+    except ValueError as error:
+        raise UserError(f"{path}: was not trained so ({error})") from error
+    dtype = autocast_of(checkpoint["args"]["precision"]) if device.type == "cuda" else None
+    model = build_detector(config, device, dtype or torch.float32)
     load_trainable(model, checkpoint, path, averaged=True)
-    return model.eval(), config
+    return LoadedDetector(model.eval(), config, dtype)
 
 
 def build_dataset(
@@ -112,9 +119,9 @@ def predict_samples(
     """
     device = default_device()
     cache = samples if isinstance(samples, GTCache) else None
-    model, config = load_detector(checkpoint, device, llm_path, qformer_pretrained, cache)
+    model, config, dtype = load_detector(checkpoint, device, llm_path, qformer_pretrained, cache)
     loader = build_loader(config, samples, batches, dataroot, num_workers)
-    predictions, measured = predict(model, loader, device, inference_dtype(device), config.pc_range, description)
+    predictions, measured = predict(model, loader, device, dtype, config.pc_range, description)
     return predictions, config, measured["seconds"]
 
 
@@ -145,26 +152,15 @@ def outputs_by_batch(
         yield moved, outputs
 
 
-def spreads_of(outputs: dict) -> list[float]:
-    """The collapse alarms of a batch, in the order of SPREADS."""
-    return [outputs[name].item() for name in SPREADS]
-
-
-def mean_spreads(spreads: Sequence[Sequence[float]]) -> dict[str, float]:
-    """The collapse alarms of batches, mean over those of more than one sample: the others have NaN."""
-    means = torch.tensor(spreads).nanmean(0).tolist() if spreads else [float("nan")] * len(SPREADS)
-    return dict(zip(SPREADS, means, strict=True))
-
-
 def predict(
-    model: nn.Module,
+    model: MapDetector,
     loader: Iterable[dict],
     device: torch.device,
     autocast_dtype: torch.dtype | None,
     pc_range: tuple[float, ...],
     description: str = "validate",
 ) -> tuple[dict[str, Vectors], dict[str, float]]:
-    """Scored vectors of every sample by token, and measurements: seconds and the mean collapse alarms.
+    """Scored vectors of every sample by token, and measurements: seconds and the collapse alarms over all samples.
 
     autocast_dtype None means full precision; description is what the progress bar says. The model is left in the
     mode it was in.
@@ -172,15 +168,13 @@ def predict(
     was_training = model.training
     model.eval()
     predictions: dict[str, Vectors] = {}
-    spreads: list[list[float]] = []
     start = time.monotonic()
     try:
-        with progress_bar(len(loader), description) as bar:
+        with watched_spreads(model) as running, progress_bar(len(loader), description) as bar:
             for batch, outputs in outputs_by_batch(model, loader, device, autocast_dtype):
                 vectors = outputs_to_vectors(outputs["pred_logits"], outputs["pred_pts"], pc_range)
                 predictions.update(zip(batch["sample_tokens"], vectors, strict=True))
-                spreads.append(spreads_of(outputs))
                 bar.update()
     finally:
         model.train(was_training)
-    return predictions, {"seconds": time.monotonic() - start} | mean_spreads(spreads)
+    return predictions, {"seconds": time.monotonic() - start, **spreads_of(running)}

@@ -125,7 +125,7 @@ class ModelConfig:
         _require(not {"qformer", "ground_tokens"} <= set(self.without), "without", ",".join(self.without),
                  "leaves the LLM no scene to read; keep qformer or ground_tokens")
         _require(not ("qformer" in self.without and self.qformer_pretrained != "none"), "without", "qformer",
-                 f"leaves nothing for qformer_pretrained={self.qformer_pretrained} to load")
+                 f"cannot be left out where qformer_pretrained={self.qformer_pretrained} loads it with its tower")
         _require(self.llm_quantization in QUANTIZATIONS, "llm_quantization", self.llm_quantization,
                  f"must be one of {', '.join(QUANTIZATIONS)}")
         _require(self.llm_layers >= 0, "llm_layers", self.llm_layers, "must be 0 (all) or positive")
@@ -133,6 +133,9 @@ class ModelConfig:
         _require(self.lora_alpha > 0, "lora_alpha", self.lora_alpha, "must be positive")
         changes_llm = (self.lora_rank > 0 or self.unfreeze_llm or self.llm_quantization != "none"
                        or self.llm_layers > 0)  # fmt: skip
+        of_prefix = self.prompt_context or "causal_prefix" in self.without
+        _require(not (self.llm_path == "none" and of_prefix), "llm_path", self.llm_path,
+                 "leaves no prefix for prompt_context or without=causal_prefix to change")
         _require(not (self.llm_path == "none" and changes_llm), "llm_path", self.llm_path,
                  "leaves nothing for lora_rank, unfreeze_llm, llm_quantization or llm_layers to act on")
         _require(not (self.unfreeze_llm and (self.lora_rank or self.llm_quantization != "none")), "unfreeze_llm",

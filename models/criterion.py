@@ -8,12 +8,12 @@ from torch.nn import functional as F
 
 from models.matcher import FOCAL_ALPHA, FOCAL_GAMMA, HungarianMatcher, Matches, PaddedTargets, pad_targets
 from models.segmentation import rasterize_in_images, rasterize_on_ground, segmentation_loss
+from utils.frame import denormalize_pts
 
 WEIGHT_DICT = {"loss_cls": 2.0, "loss_pts": 5.0, "loss_dir": 0.005, "loss_noisy_cls": 2.0, "loss_noisy_pts": 5.0,
                "loss_noisy_dir": 0.005, "loss_seg": 2.0, "loss_scene": 2.0, "loss_ground": 2.0}
-# Of edges between points in [0, 1]: 3 to 6 cm and 15 to 30 cm of a range of 30 x 60 m.
-SHORTEST_EDGE = 1e-3
-SHORT_EDGE = 5e-3
+SHORTEST_EDGE_M = 0.05
+SHORT_EDGE_M = 0.2
 
 
 def sigmoid_focal_loss(logits: Tensor, wanted: Tensor) -> Tensor:
@@ -25,18 +25,18 @@ def sigmoid_focal_loss(logits: Tensor, wanted: Tensor) -> Tensor:
     return alpha * (1 - right) ** FOCAL_GAMMA * cross_entropy
 
 
-def direction_loss(pts: Tensor, wanted: Tensor) -> Tensor:
-    """One minus the cosine between corresponding edges of polylines [M, P, 2] in [0, 1]: [M, P-1].
+def direction_loss(pts_m: Tensor, wanted_m: Tensor) -> Tensor:
+    """One minus the cosine between corresponding edges of polylines [M, P, 2] in metres: [M, P-1].
 
-    A wanted edge shorter than SHORTEST_EDGE has no direction and costs nothing. A predicted edge shorter than
-    SHORT_EDGE and than the wanted one costs as if it were longer: two points in one place, as at the range's border,
+    A wanted edge shorter than SHORTEST_EDGE_M has no direction and costs nothing. A predicted edge shorter than
+    SHORT_EDGE_M and than the wanted one costs as if it were longer: two points in one place, as at the range's border,
     have a direction that rounding decides and a gradient without bound.
     """
-    edges, wanted_edges = pts.diff(dim=1), wanted.diff(dim=1)
+    edges, wanted_edges = pts_m.diff(dim=1), wanted_m.diff(dim=1)
     length, wanted_length = edges.norm(dim=-1), wanted_edges.norm(dim=-1)
-    length = torch.maximum(length, wanted_length.clamp(SHORTEST_EDGE, SHORT_EDGE))
-    cosine = (edges * wanted_edges).sum(-1) / (length * wanted_length.clamp(min=SHORTEST_EDGE))
-    return torch.where(wanted_length > SHORTEST_EDGE, 1 - cosine, torch.zeros_like(cosine))
+    length = torch.maximum(length, wanted_length.clamp(SHORTEST_EDGE_M, SHORT_EDGE_M))
+    cosine = (edges * wanted_edges).sum(-1) / (length * wanted_length.clamp(min=SHORTEST_EDGE_M))
+    return torch.where(wanted_length > SHORTEST_EDGE_M, 1 - cosine, torch.zeros_like(cosine))
 
 
 class MapCriterion(nn.Module):
@@ -45,18 +45,16 @@ class MapCriterion(nn.Module):
     Heads are numbered from 0 (straight after the LLM) to L-1 (the last decoder layer): loss_cls_0 ... loss_dir_3.
     """
 
-    def __init__(self, num_points: int, num_classes: int, pc_range: tuple[float, ...],
-                 weight_dict: dict[str, float] | None = None):
+    def __init__(self, num_points: int, num_classes: int, pc_range: tuple[float, ...]):
         super().__init__()
         self.matcher = HungarianMatcher()
         self.num_points = num_points
         self.num_classes = num_classes
         self.pc_range = pc_range
-        self.weight_dict = dict(WEIGHT_DICT if weight_dict is None else weight_dict)
 
     def total(self, losses: dict[str, Tensor]) -> Tensor:
         """Weighted sum of the losses."""
-        return sum(self.weight_dict[name if name in self.weight_dict else name.rsplit("_", 1)[0]] * loss
+        return sum(WEIGHT_DICT[name if name in WEIGHT_DICT else name.rsplit("_", 1)[0]] * loss
                    for name, loss in losses.items())
 
     def forward(
@@ -97,7 +95,10 @@ class MapCriterion(nn.Module):
     def head_losses(
         self, logits: Tensor, pts: Tensor, targets: PaddedTargets, matches: Matches, num_instances: float
     ) -> dict[str, Tensor]:
-        """Focal, point and direction loss of each head, all heads at once, divided by num_instances."""
+        """Focal, point and direction loss of each head, all heads at once, divided by num_instances.
+
+        logits [L, B, I, C], pts [L, B, I, P, 2] in [0, 1].
+        """
         heads = logits.shape[0]
         wanted_class = torch.zeros_like(logits)
         at = (matches.head, matches.sample, matches.instance)
@@ -107,7 +108,7 @@ class MapCriterion(nn.Module):
         by_head = {
             "loss_cls": sigmoid_focal_loss(logits, wanted_class).flatten(1).sum(1),
             "loss_pts": _sum_by_head((matched_pts - wanted_pts).abs().sum((1, 2)), matches.head, heads),
-            "loss_dir": _sum_by_head(direction_loss(matched_pts, wanted_pts).sum(1), matches.head, heads),
+            "loss_dir": _sum_by_head(self._direction_loss(matched_pts, wanted_pts).sum(1), matches.head, heads),
         }
         # The points take part even when nothing matched, so that every parameter gets a gradient.
         by_head["loss_pts"] = by_head["loss_pts"] + 0.0 * pts.flatten(1).sum(1)
@@ -139,9 +140,13 @@ class MapCriterion(nn.Module):
         sums = {
             "loss_noisy_cls": sigmoid_focal_loss(own_logits, wanted_class).sum(),
             "loss_noisy_pts": (own_pts - wanted_pts).abs().sum(),
-            "loss_noisy_dir": direction_loss(own_pts, wanted_pts).sum(),
+            "loss_noisy_dir": self._direction_loss(own_pts, wanted_pts).sum(),
         }
         return {name: value / (num_instances * copies) for name, value in sums.items()}
+
+    def _direction_loss(self, pts: Tensor, wanted: Tensor) -> Tensor:
+        """[M, P-1] of points in [0, 1]; the range is longer than wide, so angles are those of metres."""
+        return direction_loss(denormalize_pts(pts, self.pc_range), denormalize_pts(wanted, self.pc_range))
 
 
 def _sum_by_head(values: Tensor, head: Tensor, num_heads: int) -> Tensor:

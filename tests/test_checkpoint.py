@@ -37,7 +37,7 @@ def test_a_checkpoint_restores_the_outputs_and_holds_no_frozen_tensor(tmp_path):
     save_checkpoint(state, path)
     assert [file.name for file in tmp_path.iterdir()] == ["model.pth"]
     assert not any(name.startswith("llm.") for name in state["model_state_dict"])
-    restored, restored_config = load_detector(path, torch.device("cpu"))
+    restored, restored_config, _ = load_detector(path, torch.device("cpu"))
     assert restored_config == config and not restored.training
     batch = random_batch(config)
     assert torch.equal(restored(batch)["pred_pts"], model.eval()(batch)["pred_pts"])

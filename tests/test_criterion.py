@@ -1,10 +1,12 @@
+import math
+
 import torch
 
 from data.made_up import GROUND_Z, camera_matrices
 from models.criterion import MapCriterion, direction_loss, sigmoid_focal_loss
 from models.segmentation import densify, rasterize_in_images, rasterize_on_ground
 from tests.micro import micro_config, random_batch
-from utils.frame import PC_RANGES, denormalize_pts
+from utils.frame import PC_RANGES, denormalize_pts, normalize_pts
 
 PC_RANGE = PC_RANGES["60x30"]
 
@@ -86,10 +88,10 @@ def test_focal_loss_equals_its_formula():
 
 
 def test_direction_loss_is_zero_along_two_against_and_finite_for_repeated_points():
-    line = torch.tensor([[[0.0, 0.0], [0.5, 0.0], [1.0, 0.0]]])
+    line = torch.tensor([[[0.0, 0.0], [5.0, 0.0], [10.0, 0.0]]])
     assert torch.allclose(direction_loss(line * 0.5, line), torch.zeros(1, 2))
     assert torch.allclose(direction_loss(line.flip(1), line), torch.full((1, 2), 2.0))
-    short = line * 1e-2  # edges of 5e-3
+    short = line * 1e-2  # edges of 5 cm
     assert torch.allclose(direction_loss(short, short), torch.zeros(1, 2), atol=1e-6)
     near = (line * 1e-7).requires_grad_()  # points in one place: a bounded gradient
     direction_loss(near, line).sum().backward()
@@ -97,6 +99,17 @@ def test_direction_loss_is_zero_along_two_against_and_finite_for_repeated_points
     still = torch.zeros(1, 3, 2, requires_grad=True)
     direction_loss(still, torch.zeros(1, 3, 2)).sum().backward()
     assert torch.isfinite(still.grad).all()
+
+
+def test_directions_are_those_of_metres_in_a_range_that_is_longer_than_wide():
+    criterion = MapCriterion(4, 3, PC_RANGE)
+    angle = math.radians(10)
+    for heading in (0.0, math.pi / 2):  # a line that is 10 degrees off costs the same along the road and across it
+        edges = [torch.tensor([math.cos(a), math.sin(a)]) for a in (heading, heading + angle)]
+        lines_m = [torch.arange(4.0)[:, None] * edge for edge in edges]
+        wanted, found = (normalize_pts(line, PC_RANGE)[None] for line in lines_m)
+        cost = criterion._direction_loss(found, wanted)
+        assert torch.allclose(cost, torch.full((1, 3), 1 - math.cos(angle)), atol=1e-4)
 
 
 def test_segmentation_marks_the_patches_that_a_line_projects_to():

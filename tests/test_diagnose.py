@@ -12,8 +12,9 @@ import torch
 from data.gt_cache import GTCache, write_gt_cache
 from evaluation.chamfer_ap import SampleMatches
 from evaluation.diagnosis import calibration, calibration_of, head_rows, near_counts, query_use
-from evaluation.head_outputs import RunningSpread, heads_without_scene, observe_heads
-from evaluation.inference import build_loader, load_detector, mean_spreads, predict
+from evaluation.head_outputs import heads_without_scene, observe_heads
+from evaluation.inference import build_loader, load_detector, predict
+from evaluation.spreads import RunningSpread
 from models.alarms import SPREADS
 from models.detector import spread_across_batch
 from tests.made_records import META, make_random_records
@@ -109,15 +110,6 @@ def test_one_sample_has_no_spread_and_all_alike_have_none():
     assert running.spread() == pytest.approx(0.0, abs=1e-6)
 
 
-def test_batches_of_one_sample_do_not_count_in_the_mean_of_the_alarms():
-    none = (math.nan,) * 3
-    assert mean_spreads([(0.1, 0.5, 0.3), (0.3, 0.7, 0.5), none]) == pytest.approx(
-        {"scene_std": 0.2, "ground_std": 0.6, "query_std": 0.4}
-    )
-    assert all(map(math.isnan, mean_spreads([none]).values()))
-    assert all(map(math.isnan, mean_spreads([]).values()))
-
-
 def test_the_gain_of_a_head_is_above_the_head_before():
     results = [{"mAP": value} | {name: {"AP": value} for name in CLASSES} for value in (0.1, 0.4, 0.3)]
     rows = head_rows(["a", "b", "c"], results)
@@ -132,7 +124,7 @@ def found_world(synthetic_world, caches, tmp_path_factory):
     folder = tmp_path_factory.mktemp("diagnose")
     checkpoint = save_shaken_checkpoint(folder / "model.pth")
     cache = GTCache.open(caches["train"])
-    model, config = load_detector(checkpoint, CPU, cache=cache)
+    model, config, _ = load_detector(checkpoint, CPU, cache=cache)
     loader = build_loader(config, cache, in_batches(range(len(cache)), 4), synthetic_world)
     predictions, _ = predict(model, loader, CPU, None, config.pc_range)
     records = [cache[index] for index in range(len(cache))]
@@ -190,14 +182,13 @@ def test_the_size_of_the_batches_changes_no_score(flags, tmp_path, monkeypatch):
     for row, index in zip(one["mean_scene"], (0, -1), strict=True):
         own = one["heads"][index]["mAP"]
         assert row["gain"] == pytest.approx(row["mAP"] - own)
-    assert one["spread"]["scene_std"] is None and three["spread"]["scene_std"] > 0.0  # one sample has none
-    for name in (f"{name}_split" for name in SPREADS):
-        assert one["spread"][name] == pytest.approx(three["spread"][name], rel=1e-3)
+    for name in SPREADS:  # of all samples, also where each comes alone
+        assert one["spread"][name] == pytest.approx(three["spread"][name], rel=1e-3) and one["spread"][name] > 0.0
 
 
 def test_the_mean_scene_leaves_the_llm_nothing_to_tell_samples_apart(found_world, synthetic_world):
     cache = GTCache.open(found_world / "cache.safetensors")
-    model, config = load_detector(found_world / "model.pth", CPU, cache=cache)
+    model, config, _ = load_detector(found_world / "model.pth", CPU, cache=cache)
     loader = build_loader(config, cache, in_batches(range(len(cache)), 3), synthetic_world)
     seen = observe_heads(model, loader, CPU, None, config.pc_range)
     first, last = heads_without_scene(model, loader, CPU, None, config.pc_range, seen.scene_mean)
@@ -209,7 +200,8 @@ def test_the_mean_scene_leaves_the_llm_nothing_to_tell_samples_apart(found_world
     assert differ(first) < 1e-3 < 0.01 < differ(seen.heads[0])
     assert differ(last) > 0.01
     assert "read_scene" not in vars(model)
-    again, _ = predict(model, loader, CPU, None, config.pc_range)
+    again, measured = predict(model, loader, CPU, None, config.pc_range)
+    assert {name: measured[name] for name in SPREADS} == seen.spread  # what the log of a training says
     for token, vectors in again.items():
         np.testing.assert_array_equal(vectors.scores, seen.heads[-1][token].scores)
 

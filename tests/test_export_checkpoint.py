@@ -8,7 +8,7 @@ from evaluation.inference import load_detector
 from tests.micro import micro_config, random_batch
 from tools import export_checkpoint
 from train_map_detection import main as train
-from utils.checkpoint import load_checkpoint
+from utils.checkpoint import load_checkpoint, weights_alone
 from utils.errors import UserError
 
 
@@ -37,6 +37,11 @@ def test_the_weights_alone_say_the_same_and_cannot_be_trained_on(
     outputs = [load_detector(path, torch.device("cpu"))[0](batch) for path in (run / "final_model.pth", out)]
     for name in ("pred_logits", "pred_pts"):
         assert torch.equal(outputs[0][name], outputs[1][name])
+    whole["model_config"]["llm_path"] = whole["args"]["llm_path"] = str(tmp_path)  # a folder of weights
+    whole["model_config"]["qformer_pretrained"] = "Salesforce/blip2-opt-2.7b"  # of the hub, for everyone
+    named = weights_alone(whole)
+    assert named["model_config"]["llm_path"] == named["args"]["llm_path"] == tmp_path.name
+    assert named["model_config"]["qformer_pretrained"] == "Salesforce/blip2-opt-2.7b"
     raw = all(torch.equal(alone["model_state_dict"][name], value) for name, value in whole["model_state_dict"].items())
     assert raw == (decay == 0.0)
 

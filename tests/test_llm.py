@@ -44,6 +44,16 @@ def test_random_llama_depends_on_its_seed_alone():
     assert first.layers[0].mlp.up_proj.weight.std().item() == pytest.approx(16**-0.5, rel=0.1)
 
 
+@pytest.mark.parametrize("drawn_on_cpu", [10**9, 0])
+def test_the_first_layers_of_a_random_llama_alone(drawn_on_cpu, monkeypatch):
+    monkeypatch.setattr("models.llm.random_llama._DRAWN_ON_CPU", drawn_on_cpu)
+    whole, first = (build_llm(micro_config(llm_layers=count)) for count in (0, 1))
+    held = dict(whole.model.named_parameters())
+    assert len(first.layers) == 1 and len(whole.layers) == 2
+    for name, parameter in first.model.named_parameters():
+        assert torch.equal(parameter, held[name]), name
+
+
 def test_a_large_random_llama_is_drawn_in_half_precision_where_it_lives(monkeypatch):
     monkeypatch.setattr("models.llm.random_llama._DRAWN_ON_CPU", 0)
     model = empty_model("random", build_random_llama(CONFIG).config)
@@ -255,7 +265,9 @@ def test_unfreezing_says_what_memory_it_takes_unless_confirmed():
 
 @pytest.mark.parametrize("change", [
     {"llm_quantization": "int4"}, {"lora_rank": -1}, {"lora_alpha": 0.0},
-    {"unfreeze_llm": True, "lora_rank": 4}, {"llm_path": "none", "lora_rank": 4},
+    {"unfreeze_llm": True, "lora_rank": 4}, {"llm_path": "none", "lora_rank": 4}, {"llm_path": "none", "llm_layers": 1},
+    {"llm_path": "none", "prompt_context": True}, {"llm_path": "none", "without": ("causal_prefix",)},
+    {"llm_layers": -1},
 ])
 def test_settings_that_cannot_be_meant_are_refused_by_name(change):
     with pytest.raises(ValueError, match=next(iter(change))):

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from transformers import GPT2Config, GPT2Model
 
 from models.criterion import MapCriterion
 from models.detector import build_detector
@@ -8,6 +9,7 @@ from models.llm.lora import add_lora
 from models.llm.random_llama import build_random_llama
 from tests.micro import micro_config, random_batch
 from utils.checkpoint import frozen_identity, trainable_state
+from utils.errors import UserError
 from utils.optim import build_optimizer, format_learning_rates, parameter_groups
 
 RANK = 3
@@ -26,6 +28,13 @@ def test_the_update_is_the_scaled_product_of_the_two_matrices():
     assert torch.equal(linear(x), before), "B starts at zero"
     lora_a, lora_b = linear.lora.lora_A, torch.nn.init.normal_(linear.lora.lora_B)
     assert torch.allclose(linear(x) - before, 16.0 / 2 * x @ lora_a.T @ lora_b.T, atol=1e-5)
+
+
+def test_a_model_without_linear_layers_is_named():
+    with torch.device("meta"):
+        model = GPT2Model(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=8))
+    with pytest.raises(UserError, match="^--lora-rank 4: finds no linear layer in a gpt2 model; leave it out"):
+        add_lora(model, rank=4, alpha=16.0)
 
 
 def test_lora_starts_as_nothing_on_every_projection_and_everything_else_stays_frozen():

@@ -4,8 +4,9 @@ from torch import nn
 
 from models.config import RandomLLMConfig
 from models.llm.frozen import build_llm
+from tests.made_llm import made_llm, save_llm
 from tests.micro import micro_config
-from utils.checkpoint import frozen_identity
+from utils.checkpoint import differing_frozen, frozen_identity
 
 pytest.importorskip("bitsandbytes")
 
@@ -37,6 +38,18 @@ def dequantized(layer):
     if isinstance(layer, bnb.nn.Linear8bitLt):
         return layer.weight.CB.float() * layer.weight.SCB.float()[:, None] / 127
     return bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
+
+
+@pytest.mark.parametrize("quantization", ["int8", "nf4"])
+def test_what_is_quantised_does_not_depend_on_the_precision_of_the_run(quantization, tmp_path):
+    """So that a model trained in bf16 is known again where it is evaluated in fp16 or on a CPU."""
+    model = made_llm("llama", hidden_size=64, intermediate_size=128).half()
+    folder = save_llm(tmp_path, model)
+    config = micro_config(llm_path=str(folder), prompt="map of a car", llm_quantization=quantization)
+    stored, *others = (frozen_identity(build_llm(config, dtype=dtype))
+                       for dtype in (torch.float16, torch.bfloat16, torch.float32))  # fmt: skip
+    for other in others:
+        assert differing_frozen(stored, other) == []
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

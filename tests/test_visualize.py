@@ -134,7 +134,7 @@ def test_vectors_in_the_ego_frame_are_moved_to_the_lidar(run, cache, tmp_path):
 
 def test_a_checkpoint_draws_what_its_predictions_draw(run, cache, synthetic_world, tmp_path):
     save_shaken_checkpoint(tmp_path / "c.pth")
-    model, config = load_detector(tmp_path / "c.pth", torch.device("cpu"))
+    model, config, _ = load_detector(tmp_path / "c.pth", torch.device("cpu"))
     dataset = MapDetectionDataset(cache, synthetic_world, config.image_size, config.crop_top, config.num_points)
     loader = DataLoader(dataset, 4, collate_fn=collate)
     by_token, _ = predict(model, loader, torch.device("cpu"), None, config.pc_range)

@@ -61,7 +61,7 @@ def diagnose(args: argparse.Namespace) -> dict:
     """Run the checkpoint over the split twice and gather what is printed. Raises UserError for what does not fit."""
     # Imported here: they load torch, which the processes that match lines do without.
     from evaluation.head_outputs import heads_without_scene, observe_heads
-    from evaluation.inference import build_loader, inference_dtype, load_detector
+    from evaluation.inference import build_loader, load_detector
     from utils.device import default_device
     from utils.distributed import in_batches
 
@@ -69,12 +69,12 @@ def diagnose(args: argparse.Namespace) -> dict:
     if not len(cache):
         raise UserError(f"{args.gt_cache}: no samples, at least one is needed; make it from a split that has some")
     device = default_device()
-    model, config = load_detector(args.checkpoint, device, args.llm_path, args.qformer_pretrained, cache)
+    model, config, dtype = load_detector(args.checkpoint, device, args.llm_path, args.qformer_pretrained, cache)
     loader = build_loader(config, cache, in_batches(range(len(cache)), args.batch_size), args.dataroot,
                           args.num_workers)  # fmt: skip
     truth = ground_truth_of(cache)
     warn_of_no_truth(args.gt_cache, truth)
-    settings = (device, inference_dtype(device), config.pc_range)
+    settings = (device, dtype, config.pc_range)
     seen = observe_heads(model, loader, *settings)
     without_scene = heads_without_scene(model, loader, *settings, seen.scene_mean)
 
@@ -91,7 +91,6 @@ def diagnose(args: argparse.Namespace) -> dict:
         "checkpoint": str(args.checkpoint),
         "gt_cache": str(args.gt_cache),
         "num_samples": len(cache),
-        "batch_size": args.batch_size,
         "protocol": args.protocol,
         "heads": heads,
         "result": results[-1] | {"mAP": heads[-1]["mAP"]},
@@ -124,9 +123,7 @@ def format_diagnosis(found: dict) -> str:
     lines += [*query_lines(found["queries"]), "", *calibration_lines(found["calibration"]), ""]
     lines += align_columns([
         ["spread across scenes (near 0: collapsed)", *SPREADS.values()],
-        [f"mean over batches of {found['batch_size']} neighbours, as training logs it",
-         *(format_score(spread[name]) for name in SPREADS)],
-        ["over the whole split", *(format_score(spread[f"{name}_split"]) for name in SPREADS)],
+        ["over the whole split", *(format_score(spread[name]) for name in SPREADS)],
     ])  # fmt: skip
     return "\n".join(lines)
 

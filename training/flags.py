@@ -11,11 +11,9 @@ from data.splits import SPLITS
 from data.transforms import MOST_ROTATION_DEG, MOST_ZOOM
 from models.flags import add_model_arguments
 from utils.command_line import documented_parser
+from utils.device import PRECISIONS, default_precision
 from utils.errors import UserError
 from utils.files import default_dataroot
-
-# Precision -> what autocast computes in; None: no autocast.
-AUTOCAST = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 _LONGEST_TIMEOUT = 30 * 86_400.0  # seconds; the system's clocks do not take any number
 _AT_LEAST_ONE = ("epochs", "batch_size", "accumulation_steps", "log_interval", "save_interval", "eval_interval")
@@ -85,7 +83,7 @@ def _add_training_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--grad-clip", type=float, default=0.1, help="largest norm of the whole gradient")
     run.add_argument("--ema-decay", type=float, default=0.0,
                      help="validate with an exponential average of the weights; 0: none, usual is 0.9998")
-    run.add_argument("--precision", choices=AUTOCAST, help="default: fp16 on a GPU, fp32 on a CPU")
+    run.add_argument("--precision", choices=PRECISIONS, help="default: fp16 on a GPU, fp32 on a CPU")
     run.add_argument("--fp16", action="store_true", help="the same as --precision fp16")
     run.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"), help="auto: a GPU if there is one")
     run.add_argument("--shard-llm", action="store_true", help="spread the frozen LLM's weights over the ranks")
@@ -141,4 +139,4 @@ def _check(args: argparse.Namespace) -> None:
             raise UserError(f"--fp16 --precision {args.precision}: give one of the two")
         args.precision = "fp16"
     if args.precision is None:
-        args.precision = "fp16" if torch.cuda.is_available() and args.device != "cpu" else "fp32"
+        args.precision = default_precision(torch.cuda.is_available() and args.device != "cpu")

@@ -8,12 +8,12 @@ import torch
 from data.dataset import collate
 from data.gt_cache import GTCache
 from data.made_up import random_batch
-from evaluation.inference import build_dataset, inference_dtype, move_batch
+from evaluation.inference import build_dataset, move_batch
 from models.config import ModelConfig
 from models.criterion import MapCriterion
 from models.detector import MapDetector, build_detector
 from utils.checklist import Skipped
-from utils.device import default_device
+from utils.device import autocast_of, default_device, default_precision
 from utils.optim import GROUPS, parameter_groups
 
 
@@ -24,6 +24,7 @@ class ModelChecks:
         self.config = config
         self.batch_size = batch_size
         self.device = default_device()
+        self.dtype = autocast_of(default_precision(self.device.type == "cuda"))
         self.criterion = MapCriterion(config.num_points, config.num_classes, config.pc_range)
         self.model: MapDetector
         self.batch: dict
@@ -31,13 +32,12 @@ class ModelChecks:
 
     def run_model(self, batch: dict) -> dict:
         """The model's outputs in the precision that training takes on this device."""
-        dtype = inference_dtype(self.device)
-        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
             return self.model(batch)
 
     def check_model(self) -> str:
         torch.manual_seed(0)
-        self.model = build_detector(self.config, self.device, inference_dtype(self.device) or torch.float32).train()
+        self.model = build_detector(self.config, self.device, self.dtype or torch.float32).train()
         counts = {True: 0, False: 0}
         for parameter in self.model.parameters():
             counts[parameter.requires_grad] += parameter.numel()

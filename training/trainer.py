@@ -14,14 +14,13 @@ from models.criterion import MapCriterion
 from models.detector import MapDetector, build_detector
 from models.llm.sharding import shard_llm
 from training.ema import WeightAverage
-from training.flags import AUTOCAST
 from training.interruption import Interrupted, SignalWatch
 from training.progress import Meter, format_seconds, memory_gb, summarize_losses
 from training.step import StepResult, TrainStep
 from training.validation import score_split
 from utils.checkpoint import frozen_identity, load_trainable, save_checkpoint, trainable_state
 from utils.checkpoint_folder import checkpoint_name, remove_old, set_aside_later
-from utils.device import default_device
+from utils.device import autocast_of, default_device
 from utils.distributed import Ranks, with_averaged_gradients
 from utils.errors import UserError
 from utils.optim import build_optimizer, format_learning_rates, lr_factor, set_learning_rates
@@ -41,7 +40,7 @@ class Trainer:
         self.train_loader, self.val_loader = train_loader, val_loader
         self.sampler = train_loader.batch_sampler
         self.device = default_device(args.device)
-        self.dtype = AUTOCAST[args.precision]
+        self.dtype = autocast_of(args.precision)
         torch.manual_seed(args.seed)
         self.model: MapDetector = build_detector(config, self.device, self.dtype or torch.float32,
                                                  llm_device="cpu" if args.shard_llm else None)

@@ -22,6 +22,7 @@ CHECKPOINT_KEYS = frozenset({
 # What only a training that goes on needs, and flags that say where things lie on the machine of the training.
 _TRAINING_STATE = ("optimizer_state_dict", "scheduler_state_dict", "scaler_state_dict", "ema_state_dict", "rng_states")
 _PLACES = ("dataroot", "gt_cache_train", "gt_cache_val", "output_dir", "resume")
+_WEIGHTS = ("llm_path", "qformer_pretrained")  # may be a folder, then its name alone says what it was
 
 
 def weights_alone(checkpoint: dict) -> dict:
@@ -31,8 +32,15 @@ def weights_alone(checkpoint: dict) -> dict:
     """
     weights = checkpoint["ema_state_dict"] or checkpoint["model_state_dict"]
     flags = {name: value for name, value in checkpoint["args"].items() if name not in _PLACES}
-    changed = dict.fromkeys(_TRAINING_STATE) | {"model_state_dict": weights, "args": flags}
+    changed = dict.fromkeys(_TRAINING_STATE) | {"model_state_dict": weights, "args": _without_folders(flags),
+                                                "model_config": _without_folders(checkpoint["model_config"])}
     return {key: value for key, value in checkpoint.items() if key != "digest"} | changed
+
+
+def _without_folders(settings: dict) -> dict:
+    """The settings, weights that were on this machine by the name of their file or folder."""
+    return {name: Path(value).name if name in _WEIGHTS and value and Path(value).exists() else value
+            for name, value in settings.items()}
 
 
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:

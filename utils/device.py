@@ -6,6 +6,18 @@ import torch
 
 from utils.errors import UserError
 
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def default_precision(on_gpu: bool) -> str:
+    """Of PRECISIONS, where nothing else is said."""
+    return "fp16" if on_gpu else "fp32"
+
+
+def autocast_of(precision: str) -> torch.dtype | None:
+    """What autocast computes in; None: full precision, no autocast."""
+    return PRECISIONS[precision] if precision != "fp32" else None
+
 
 def default_device(kind: str = "auto") -> torch.device:
     """The GPU if there is one and kind is not `cpu`; under torchrun each process of a machine takes its own.

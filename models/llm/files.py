@@ -126,6 +126,8 @@ def _require_decoder_only(path: Path, config: PreTrainedConfig) -> None:
         kind = "an encoder"
     elif config.get_text_config() is not config:
         kind = "made of several models"
+    elif not isinstance(getattr(config, "max_position_embeddings", None), int):
+        kind = "without a table of positions or RoPE, so that position ids do not bind it"
     elif not set(getattr(config, "layer_types", None) or ()) <= _MASKABLE_LAYERS:
         kind = "not attention alone, so that an attention mask does not bind it"
     if kind:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from models.llm.weights import without_layers
+from models.llm.quantization import is_quantized
+from models.llm.weights import owner_of, without_layers
 from utils.errors import UserError
 
 _ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")  # Hugging Face's names of them
@@ -19,8 +20,9 @@ def gguf_weights(
 ) -> Iterator[tuple[str, Tensor]]:
     """Name and tensor of every weight of the model, dequantised one at a time into dtype on the device.
 
-    left_out: numbers of layers that the file has and the model does not. Raises UserError, before anything is read,
-    for another architecture and for a tensor that is missing, has another shape, or has no place in the model.
+    Weights that will be quantised anew stay in float32. left_out: numbers of layers that the file has and the model
+    does not. Raises UserError, before anything is read, for another architecture and for a tensor that is missing, has
+    another shape, or has no place in the model.
     """
     import gguf
 
@@ -53,7 +55,7 @@ def gguf_weights(
     return (
         (wanted[gguf_name][0],
          _read(path, stored[gguf_name], next((permuted[key] for key in permuted if key in gguf_name), None))
-         .to(device, dtype))
+         .to(device, torch.float32 if is_quantized(owner_of(model, wanted[gguf_name][0])) else dtype))
         for gguf_name in largest_first
     )
 

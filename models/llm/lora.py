@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.llm.quantization import linear_layers
+
 
 class LowRankUpdate(nn.Module):
     """x -> scale * B A x, in the precision of x; the weights are float32. B starts at zero, so the update does too."""
@@ -28,8 +30,11 @@ class LowRankUpdate(nn.Module):
 
 
 def add_lora(model: nn.Module, rank: int, alpha: float) -> None:
-    """Give each linear layer of a model (attention and MLP projections) a trainable update scaled by alpha / rank."""
-    for linear in [module for module in model.modules() if isinstance(module, nn.Linear)]:
+    """Give each linear layer of a model (attention and MLP projections) a trainable update scaled by alpha / rank.
+
+    Raises UserError for a model that has none.
+    """
+    for linear in linear_layers(model, f"--lora-rank {rank}").values():
         linear.lora = LowRankUpdate(linear, rank, alpha / rank)
         linear.register_forward_hook(_add_update)
 

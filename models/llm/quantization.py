@@ -5,8 +5,19 @@ import logging
 import torch
 from torch import Tensor, nn
 
+from utils.errors import UserError
+
 # 4-bit normal floats and their scales, quantised once more: QLoRA (Dettmers et al., 2023). int8: LLM.int8() (2022).
 _INT8_OUTLIER = 6.0  # input features beyond this are multiplied in half precision, as the paper has it
+
+
+def linear_layers(model: nn.Module, flag: str) -> dict[str, nn.Linear]:
+    """The linear layers by name, for what the flag does to them. Raises UserError for a model that has none."""
+    found = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    if not found:  # GPT-2 has layers of its own kind
+        raise UserError(f"{flag}: finds no linear layer in a {model.config.model_type} model; leave it out, or take a "
+                        "llama, mistral, qwen2 or qwen3 model")
+    return found
 
 
 def quantize_linears(model: nn.Module, quantization: str, dtype: torch.dtype) -> None:
@@ -18,9 +29,7 @@ def quantize_linears(model: nn.Module, quantization: str, dtype: torch.dtype) ->
 
     # At every call of an int8 layer it warns that it computes in float16, which is what int8 means.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    for name, linear in list(model.named_modules()):
-        if not isinstance(linear, nn.Linear):
-            continue
+    for name, linear in linear_layers(model, f"--llm-quantization {quantization}").items():
         size = (linear.in_features, linear.out_features, linear.bias is not None)
         if quantization == "int8":
             layer = bnb.nn.Linear8bitLt(*size, has_fp16_weights=False, threshold=_INT8_OUTLIER, device="meta")

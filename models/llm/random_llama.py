@@ -52,12 +52,14 @@ def random_weights(
 ) -> Iterator[tuple[str, Tensor]]:
     """Name and tensor of every weight of a random LLaMA.
 
-    A small one's are build_random_llama's. A large one's are drawn on the device in dtype, which takes seconds, and
-    are a function of config, the kind of device and dtype.
+    A small one's are build_random_llama's, of its first layers where it has no more. A large one's are drawn on the
+    device in dtype, which takes seconds, and are a function of config, the kind of device and dtype.
     """
     if sum(parameter.numel() for parameter in model.parameters()) <= _DRAWN_ON_CPU:
+        wanted = {name for name, _ in model.named_parameters()}
         for name, parameter in build_random_llama(config).named_parameters():
-            yield name, parameter.detach().to(device, dtype)
+            if name in wanted:
+                yield name, parameter.detach().to(device, dtype)
         return
     generator = torch.Generator(device).manual_seed(config.seed)
     last_query = None  # in each layer the queries' weights come right before the keys'

@@ -38,8 +38,10 @@ def checkpoint_weights(
 ) -> Iterator[tuple[str, Tensor]]:
     """Name and tensor of every weight of the model, read from safetensors or .bin straight into dtype on the device.
 
-    left_out: numbers of layers that the checkpoint has and the model does not. Raises UserError, before anything is
-    read, when a tensor is missing, has another shape, is not floating point, or is one that the model has no place for.
+    Weights that will be quantised keep the precision they are stored in, so that what becomes of them does not depend
+    on dtype. left_out: numbers of layers that the checkpoint has and the model does not. Raises UserError, before
+    anything is read, when a tensor is missing, has another shape, is not floating point, or is one that the model has
+    no place for.
     """
     file_of = tensor_index(source)
     wanted = dict(model.named_parameters())
@@ -59,7 +61,8 @@ def checkpoint_weights(
                     f"{tuple(wanted[name].shape)}, floating point; take config.json and weights of one model"
                 )
             num_bytes[name] = tensor.nbytes
-    return _read(stored_name, path_of, num_bytes, device, dtype)
+    dtypes = {name: None if is_quantized(owner_of(model, name)) else dtype for name in wanted}
+    return _read(stored_name, path_of, num_bytes, device, dtypes)
 
 
 def fill(model: PreTrainedModel, weights: Iterable[tuple[str, Tensor]], device: torch.device) -> None:
@@ -80,12 +83,16 @@ def fill(model: PreTrainedModel, weights: Iterable[tuple[str, Tensor]], device: 
         for leaf in tables:
             setattr(module, leaf, computed[leaf].to(device))
     for name, tensor in weights:
-        owner, _, leaf = name.rpartition(".")
-        module = model.get_submodule(owner)
+        module, leaf = owner_of(model, name), name.rpartition(".")[2]
         if leaf == "weight" and is_quantized(module):
             module.weight = quantized_weight(module, tensor, device)
         else:
             setattr(module, leaf, nn.Parameter(tensor.to(device), requires_grad=False))
+
+
+def owner_of(model: nn.Module, name: str) -> nn.Module:
+    """The module that holds the parameter of this name."""
+    return model.get_submodule(name.rpartition(".")[0])
 
 
 def without_layers(unexpected: Iterable[str], expected: Iterable[str], left_out: range) -> list[str]:
@@ -129,7 +136,7 @@ def _require_names(source: CheckpointSource, wanted: Iterable[str], held: Iterab
 
 def _read(
     stored_name: dict[str, str], path_of: dict[str, Path], num_bytes: dict[str, int], device: torch.device,
-    dtype: torch.dtype,
+    dtypes: dict[str, torch.dtype | None],
 ) -> Iterator[tuple[str, Tensor]]:
     """Largest first and a 32nd at a time.
 
@@ -146,6 +153,8 @@ def _read(
         for path, members in groupby(sorted(chunk, key=path_of.__getitem__), key=path_of.__getitem__):
             mapped = map_tensors(path, [stored_name[member] for member in chunk if path_of[member] == path])
             for member in members:
-                yield member, mapped.pop(stored_name[member]).to(device, dtype, copy=True)
+                tensor = mapped.pop(stored_name[member])
+                yield member, tensor.to(device, dtypes[member] or tensor.dtype, copy=True)
+                del tensor
             del mapped
         chunk = []

@@ -19,11 +19,11 @@ from models.criterion import MapCriterion, direction_loss, sigmoid_focal_loss
 from models.detector import build_detector
 from models.matcher import HungarianMatcher, focal_class_cost
 from tools.benchmarks.common import rounds, spread
-from tools.benchmarks.full_model import PRECISIONS, add_model_arguments, config_from, made_up_batch
+from tools.benchmarks.full_model import add_model_arguments, config_from, made_up_batch
 from tools.benchmarks.step import measure_step
-from utils.device import default_device
+from utils.device import PRECISIONS, default_device, default_precision
 from utils.errors import UserError
-from utils.frame import CLASSES, PC_RANGES
+from utils.frame import CLASSES, PC_RANGES, denormalize_pts
 
 # L heads, B batch, I instances, G ground-truth instances, O orders, P points, C classes
 
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> dict:
 def share_of_step(config: ModelConfig, args: argparse.Namespace) -> dict:
     """Print and return what the criterion, segmentation included, takes of a real training step."""
     device = default_device()
-    dtype = PRECISIONS["fp16" if device.type == "cuda" else "fp32"]
+    dtype = PRECISIONS[default_precision(device.type == "cuda")]
     batch = move_batch(made_up_batch(config, args.batch_size), device)
     step_s = measure_step(config, batch, dtype, args.steps, warmup=1)["seconds"]["median"]
     model = build_detector(config, device, dtype).train()
@@ -166,7 +166,8 @@ def plain_losses(
         found, wanted = torch.cat(matched_pts), torch.cat(wanted_pts)  # [M, P, 2]
         losses[f"loss_cls_{number}"] = sigmoid_focal_loss(logits, wanted_class).sum() / num_instances
         losses[f"loss_pts_{number}"] = (found - wanted).abs().sum() / num_instances
-        losses[f"loss_dir_{number}"] = direction_loss(found, wanted).sum() / num_instances
+        in_metres = (denormalize_pts(pts, PC_RANGES["60x30"]) for pts in (found, wanted))
+        losses[f"loss_dir_{number}"] = direction_loss(*in_metres).sum() / num_instances
     return losses
 
 

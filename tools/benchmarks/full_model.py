@@ -15,7 +15,6 @@ from models.config import PRESETS, QUANTIZATIONS, ModelConfig
 from models.detector import MapDetector, build_detector
 from utils.errors import UserError
 
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 GT_PER_SAMPLE = 9  # ground-truth instances of a made-up sample, about nuScenes' mean
 
 

@@ -15,7 +15,6 @@ from torch.nn import functional as F
 
 from models.config import ModelConfig
 from tools.benchmarks.full_model import (
-    PRECISIONS,
     add_model_arguments,
     config_from,
     fake_detector,
@@ -24,6 +23,7 @@ from tools.benchmarks.full_model import (
 )
 from tools.benchmarks.live_memory import LiveMemory
 from tools.benchmarks.step import measure_step
+from utils.device import PRECISIONS
 from utils.errors import UserError
 from utils.optim import build_optimizer, parameter_groups
 

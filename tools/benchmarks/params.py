@@ -6,7 +6,8 @@ from dataclasses import asdict
 import torch
 
 from models.detector import build_detector
-from tools.benchmarks.full_model import PRECISIONS, add_model_arguments, config_from
+from tools.benchmarks.full_model import add_model_arguments, config_from
+from utils.device import PRECISIONS
 from utils.parameter_table import format_parameter_table, parameter_rows
 
 # The mission's rates; --lora-rank adds the last.

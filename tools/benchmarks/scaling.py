@@ -17,9 +17,10 @@ from evaluation.chamfer_ap import match_samples, summarize
 from models.config import ModelConfig
 from tools.benchmarks.common import copies_of, spread, timed
 from tools.benchmarks.evaluation import made_up_predictions, made_up_truth
-from tools.benchmarks.full_model import PRECISIONS, add_model_arguments, config_from, made_up_batch
+from tools.benchmarks.full_model import add_model_arguments, config_from, made_up_batch
 from tools.benchmarks.loader import bare_record
 from tools.benchmarks.step import measure_step
+from utils.device import PRECISIONS
 from utils.errors import UserError
 from utils.frame import CAMERAS, PC_RANGES
 

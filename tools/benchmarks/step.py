@@ -19,14 +19,13 @@ from models.criterion import MapCriterion
 from models.detector import build_detector
 from tools.benchmarks.common import private_memory_mb, spread
 from tools.benchmarks.full_model import (
-    PRECISIONS,
     add_model_arguments,
     config_from,
     fake_detector,
     made_up_batch,
     stand_in_loss,
 )
-from utils.device import default_device
+from utils.device import PRECISIONS, default_device, default_precision
 from utils.errors import UserError
 from utils.optim import build_optimizer, parameter_groups
 
@@ -46,7 +45,7 @@ def run(args: argparse.Namespace) -> dict:
         raise UserError(
             f"--batch-size {args.batch_size} --steps {args.steps} --warmup {args.warmup}: expected at least 1, 1 and 0"
         )
-    precision = args.precision or ("fp16" if torch.cuda.is_available() else "fp32")
+    precision = args.precision or default_precision(torch.cuda.is_available())
     dtype = PRECISIONS[precision]
     config = replace(config_from(args), llm_checkpointing=args.gradient_checkpointing)
     flop = model_flop(config, args.batch_size)
