@@ -41,7 +41,7 @@ def test_rows_are_trained_scored_and_not_repeated(tmp_path, synthetic_world, cac
     call(monkeypatch, *flags, "--", *TRAIN_FLAGS)
     assert capsys.readouterr().out.splitlines() == printed
     assert (tmp_path / "default_seed0" / "output.log").stat().st_mtime_ns == written
-    with pytest.raises(UserError, match=r"settings\.json: was begun with train_flags .*another --output-dir"):
+    with pytest.raises(UserError, match=r"settings\.json: was begun with flags .*another --output-dir"):
         call(monkeypatch, *flags, "--", *TRAIN_FLAGS, "--mirror", "0.5")
     (tmp_path / "default_seed0" / "diagnosis.json").unlink()
     (tmp_path / "default_seed0" / "run" / "final_model.pth").unlink()
@@ -88,5 +88,30 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
         call(monkeypatch, "--output-dir", tmp_path)
     with pytest.raises(UserError, match="^--rows pretrained-llm: which model"):
         call(monkeypatch, "--output-dir", tmp_path, "--rows", "pretrained-llm")
-    with pytest.raises(UserError, match=r"no such cache; python tools/generate_gt_cache\.py --dataroot"):
-        call(monkeypatch, "--output-dir", tmp_path, "--dataroot", tmp_path)
+    tiny = ["--output-dir", tmp_path, "--dataroot", tmp_path, "--rows", "default", "--", "--preset", "tiny"]
+    with pytest.raises(UserError, match=r"^row default: .*: no such cache; make it with .*generate_gt_cache\.py"):
+        call(monkeypatch, *tiny)
+    with pytest.raises(UserError, match="^-- --seed: is decided here for every row; give "):
+        call(monkeypatch, *tiny, "--seed", 3)
+
+
+def test_a_row_is_scored_on_the_ground_truth_it_is_trained_for(tmp_path, monkeypatch):
+    """Splits, range and style behind the -- decide on the caches; parts left out there stay left out."""
+    flags = ["--gt-style", "streammapnet", "--pc-range", "100x50", "--without", "geometry", *TRAIN_FLAGS]
+    monkeypatch.setattr(sys, "argv", ["ablation.py", "--output-dir", "a", "--dataroot", str(tmp_path), "--rows",
+                                      "no-qformer", "--version", "v1.0-mini", "--",
+                                      "--train-split=mini_train", "--val-split", "mini_val", *flags])  # fmt: skip
+    args = ablation.parse_args()
+    (tmp_path / "gt_cache").mkdir()
+    paths = [tmp_path / "gt_cache" / f"v1.0-mini_{split}_100x50_streammapnet.safetensors"
+             for split in ("mini_train", "mini_val")]  # fmt: skip
+    for path in paths:
+        with pytest.raises(UserError, match=f"^row no-qformer: {path}: no such cache; "):
+            ablation.plan_row(args, "no-qformer")
+        path.touch()
+    row = ablation.plan_row(args, "no-qformer")
+    assert [row.train_cache, row.val_cache] == paths
+    assert parse_args("", row.flags).without == "qformer,geometry"
+    args.train_flags += ["--llm-path", "none", "--without", "causal_prefix"]
+    with pytest.raises(UserError, match="^row no-qformer: model settings: llm_path=none"):
+        ablation.plan_row(args, "no-qformer")

@@ -18,12 +18,13 @@ import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from data.gt_cache import GTCache, default_cache_path  # noqa: E402
+from data.gt_cache import GTCache, default_cache_path, generate_command  # noqa: E402
 from utils.command_line import documented_parser  # noqa: E402
 from utils.errors import UserError, run_cli  # noqa: E402
 from utils.files import replacing  # noqa: E402
@@ -52,6 +53,7 @@ ROWS = {
     "lora": ("rank 16 added to the LLM", "--lora-rank 16 --lr-lora 1.2e-3"),
 }
 VERSION = "v1.0-trainval"
+OWN_FLAGS = ("--dataroot", "--version", "--gt-cache-train", "--gt-cache-val", "--output-dir", "--resume", "--seed")
 
 
 def parse_args() -> argparse.Namespace:
@@ -66,7 +68,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--pretrained-llm", help="of the row of that name: what --llm-path of a training takes")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of the training (default: 0)")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time (default: 1)")
-    parser.add_argument("train_flags", nargs="*", help="behind --: flags of train_map_detection.py for every row")
+    parser.add_argument("train_flags", nargs="*", help="behind --: flags of train_map_detection.py for every row, but "
+                        f"{', '.join(OWN_FLAGS)}")
     args = parser.parse_args()
     if args.jobs < 1:
         raise UserError(f"--jobs {args.jobs}: must be at least 1")
@@ -75,6 +78,10 @@ def parse_args() -> argparse.Namespace:
         raise UserError("--rows pretrained-llm: which model? Add --pretrained-llm with a folder, .gguf file or hub id")
     if not args.table and args.dataroot is None:
         raise UserError("--dataroot: is missing; give the world to train on, or --table")
+    own = [flag for flag in args.train_flags if flag.partition("=")[0] in OWN_FLAGS]
+    if own:
+        raise UserError(f"-- {own[0]}: is decided here for every row; give --dataroot, --val-dataroot, --version, "
+                        "--output-dir and --seeds in front of the --")
     if not args.table:  # the trainings start from the repository, not from here
         args.dataroot, args.val_dataroot = args.dataroot.resolve(), (args.val_dataroot or args.dataroot).resolve()
         if args.pretrained_llm and Path(args.pretrained_llm).exists():
@@ -82,37 +89,80 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def cache_of(dataroot: Path, version: str, split: str) -> Path:
-    """The split's ground-truth cache, where tools/generate_gt_cache.py leaves it. Raises UserError without one."""
-    path = default_cache_path(dataroot, version, split)
-    if not path.is_file():
-        raise UserError(f"{path}: no such cache; python tools/generate_gt_cache.py --dataroot {dataroot} "
-                        f"--version {version} --split {split}")
-    return path
+@dataclass(frozen=True)
+class Row:
+    """A row as it is run: its name, the flags of its trainings, and the caches they read and are scored on."""
+
+    name: str
+    flags: list[str]
+    train_cache: Path
+    val_cache: Path
 
 
-def run_row(args: argparse.Namespace, row: str, seed: int) -> str:
-    """Train and diagnose one row with one seed, unless that is done; returns a line that says how it ended."""
-    folder = (args.output_dir / f"{row}_seed{seed}").resolve()
+def plan_row(args: argparse.Namespace, name: str) -> Row:
+    """Raises UserError for flags that do not go together, and for a cache that is not there."""
+    from models.flags import config_from_flags  # here: they load torch, which --table does without
+    from training.flags import parse_args as parse_training
+
+    change = shlex.split(ROWS[name][1].format(pretrained_llm=shlex.quote(args.pretrained_llm or "")))
+    given = parse_training("", args.train_flags)
+    if "--without" in change and given.without:  # the last one given would be the only one
+        change[change.index("--without") + 1] += f",{given.without}"
+    flags = [*args.train_flags, *change]
+    try:
+        settings = parse_training("", flags)
+        config_from_flags(settings)
+        caches = []
+        for dataroot, split in ((args.dataroot, settings.train_split), (args.dataroot, settings.val_split),
+                                (args.val_dataroot, settings.val_split)):  # fmt: skip
+            path = default_cache_path(dataroot, args.version, split, settings.pc_range, settings.gt_style)
+            if not path.is_file():
+                raise UserError(f"{path}: no such cache; make it with {generate_command(path)}")
+            caches.append(path)
+    except UserError as error:
+        raise UserError(f"row {name}: {error}") from error
+    return Row(name, flags, caches[0], caches[-1])
+
+
+def run_row(args: argparse.Namespace, row: Row, seed: int) -> str:
+    """Train and diagnose one row with one seed, unless that is done; returns a line that says how it ended.
+
+    Raises UserError where it did not end well, or was begun with other settings.
+    """
+    folder = (args.output_dir / f"{row.name}_seed{seed}").resolve()
     found = folder / "diagnosis.json"
-    train_cache = cache_of(args.dataroot, args.version, "train")
-    val_cache = cache_of(args.val_dataroot, args.version, "val")
-    row_flags = ROWS[row][1].format(pretrained_llm=shlex.quote(args.pretrained_llm or ""))
-    hold_to_settings(folder, {"train_flags": args.train_flags, "row_flags": row_flags,
-                              "train_digest": GTCache.open(train_cache).meta["digest"],
-                              "val_digest": GTCache.open(val_cache).meta["digest"]})  # fmt: skip
+    hold_to_settings(folder, {"flags": row.flags, "train_digest": GTCache.open(row.train_cache).meta["digest"],
+                              "val_digest": GTCache.open(row.val_cache).meta["digest"]})  # fmt: skip
     if not found.is_file():
-        train = ["train_map_detection.py", *args.train_flags, *shlex.split(row_flags), "--seed", seed,
-                 "--dataroot", args.dataroot, "--version", args.version,
-                 "--output-dir", folder / "run", "--resume", "auto"]  # fmt: skip
+        train = ["train_map_detection.py", *row.flags, "--seed", seed, "--dataroot", args.dataroot,
+                 "--version", args.version, "--output-dir", folder / "run", "--resume", "auto"]  # fmt: skip
         look = ["tools/diagnose.py", "--checkpoint", folder / "run" / "final_model.pth", "--num-workers", 0,
-                "--dataroot", args.val_dataroot, "--gt-cache", val_cache, "--json", found]  # fmt: skip
+                "--dataroot", args.val_dataroot, "--gt-cache", row.val_cache, "--json", found]  # fmt: skip
         with (folder / "output.log").open("a") as log:
             for command in (train, look):
                 done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, stdout=log, stderr=log)
                 if done.returncode:
-                    raise UserError(f"{row}, seed {seed}: ended with {done.returncode}, see {folder / 'output.log'}")
-    return f"{row}, seed {seed}: mAP {json.loads(found.read_text())['result']['mAP']:.3f}"
+                    raise UserError(f"{row.name}, seed {seed}: ended with {done.returncode}, see "
+                                    f"{folder / 'output.log'}")
+    return f"{row.name}, seed {seed}: mAP {json.loads(found.read_text())['result']['mAP']:.3f}"
+
+
+def run_rows(args: argparse.Namespace) -> list[str]:
+    """All rows with all seeds, each ending in a printed line; returns those of the rows that did not end well."""
+    rows = [plan_row(args, name) for name in args.rows]  # all of them before the first training
+    failed = []
+
+    def line_of(job: tuple[Row, int]) -> str:
+        try:
+            return run_row(args, *job)
+        except UserError as error:
+            failed.append(str(error))
+            return str(error)
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for line in pool.map(line_of, [(row, seed) for seed in args.seeds for row in rows]):
+            print(line, flush=True)
+    return failed
 
 
 def hold_to_settings(folder: Path, settings: dict) -> None:
@@ -164,17 +214,13 @@ def median(by_seed: dict[int, dict], part: str, index: int, name: str) -> float:
 
 def main() -> None:
     args = parse_args()
-    if not args.table:
-        for dataroot, split in ((args.dataroot, "train"), (args.dataroot, "val"), (args.val_dataroot, "val")):
-            cache_of(dataroot, args.version, split)
-        jobs = [(row, seed) for seed in args.seeds for row in args.rows]
-        with ThreadPoolExecutor(args.jobs) as pool:
-            for line in pool.map(lambda job: run_row(args, *job), jobs):
-                print(line, flush=True)
+    failed = [] if args.table else run_rows(args)
     found = collect(args.output_dir)
-    if not found:
+    if not found and not failed:
         raise UserError(f"--output-dir {args.output_dir}: holds no finished row")
     print(table(found))
+    if failed:
+        raise UserError("; ".join(failed))
 
 
 if __name__ == "__main__":
