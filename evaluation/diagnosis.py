@@ -70,7 +70,10 @@ def calibration(scores: np.ndarray, correct: np.ndarray, num_bins: int = NUM_BIN
 
 
 def calibration_of(matches: Iterable[SampleMatches], thresholds: Sequence[float]) -> dict:
-    """calibration of all predictions of a split; true is what average precision counts at CALIBRATION_M."""
+    """calibration of all predictions of a split; true is what average precision counts at CALIBRATION_M.
+
+    thresholds: those of the matches, in metres, CALIBRATION_M among them.
+    """
     column = list(thresholds).index(CALIBRATION_M)
     samples = list(matches)
     scores = np.concatenate([np.zeros(0), *(sample.scores for sample in samples)])

@@ -95,7 +95,7 @@ class ModelConfig:
     qformer_pretrained: str = "none"  # start of tower and Q-Former: blip2, a folder, file or hub id of BLIP-2 | none
     llm_path: str = "lmsys/vicuna-7b-v1.5"  # folder, hub id or .gguf file of a decoder-only model | random | none
     llm_quantization: str = "none"  # none | int8 | nf4: how the frozen linear layers of the LLM are stored
-    llm_layers: int = 0  # the states after so many layers of the LLM are read, the others are left out; 0 = all
+    llm_layers: int = 0  # read the states after so many layers of the LLM, through its last norm; 0 = after all
     llm_checkpointing: bool = False  # keep each LLM layer's input only and compute the layer again in backward
     lora_rank: int = 0  # of the trained low-rank addition to each linear layer of the LLM; 0 = none
     lora_alpha: float = 16.0  # the addition is scaled by lora_alpha / lora_rank

@@ -79,7 +79,7 @@ class DecoderLayer(nn.Module):
     ) -> Tensor:
         """x and position [B, I, P, D], pts [B, I, P, 2] in [0, 1], scene [B, S, D], ground [B, F, Y, X].
 
-        mask [B, I, I]: True = the row's instance may look at the column's.
+        mask [B, I, I]: True = the row's instance may look at the column's. Returns the new x.
         """
         batch, instances, points, _ = x.shape
         if self.to_ground is not None:

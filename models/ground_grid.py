@@ -32,7 +32,7 @@ class ImageFeatures(nn.Module):
         )
 
     def forward(self, pixels: Tensor, patches: Tensor, token_grid: tuple[int, int]) -> Tensor:
-        """Normalised pixels [B, V, 3, H, W] and patch tokens [B, V, h*w, C] to [B, V, F, H/4, W/4]."""
+        """Normalised pixels [B, V, 3, H, W] and patch tokens [B, V, h*w, C] to [B, V, F, H/4, W/4], rounded up."""
         detail = self.stem(pixels.flatten(0, 1))  # [B*V, F, H/4, W/4]
         coarse = self.tokens(patches).flatten(0, 1).transpose(1, 2).unflatten(2, token_grid)  # [B*V, F, h, w]
         coarse = F.interpolate(coarse, size=detail.shape[-2:], mode="bilinear", align_corners=False)
@@ -63,7 +63,8 @@ class GroundGrid(nn.Module):
         return denormalize_pts(torch.stack([x, y], dim=-1).flatten(0, 1), self.pc_range)
 
     def forward(self, features: Tensor, lidar2img: Tensor, ground_z: Tensor, image_size: tuple[int, int]) -> Tensor:
-        """lidar2img [B, V, 4, 4] to pixels of image_size (H, W); ground_z [B], the road plane in metres."""
+        """features [B, V, F, h, w]; lidar2img [B, V, 4, 4] to pixels of image_size (H, W); ground_z [B], the road plane
+        in metres. Returns [B, F, Y, X]."""
         with torch.autocast(features.device.type, enabled=False):
             centres = self.cell_centres(features.device).expand(len(features), -1, -1)  # [B, Y*X, 2]
             height = ground_z.float()[:, None, None].expand(-1, centres.shape[1], 1)

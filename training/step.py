@@ -21,7 +21,7 @@ _SMALLEST_SCALE = 2.0**-10
 
 @dataclass
 class StepResult:
-    """What a step found: values of this rank's share that `TrainStep.over_ranks` completes, and norms of all."""
+    """What a step found: this rank's share of the losses, which `TrainStep.over_ranks` sums, and norms of all."""
 
     losses: dict[str, Tensor]  # weighted `loss` and its unweighted parts, this rank's share of the sums
     spreads: dict[str, Tensor]  # SPREADS of this rank's last batch
