@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The benchmark of this project's own figures: a training from scratch on 2,800 frames of synthetic towns, scored on
-# towns that it has not seen. One to three hours on two CPU cores (estimated), a process on each; a GPU is not used.
+# towns that it has not seen. Two to two and a half hours on two CPU cores, a process on each; a GPU is not used.
 # Settings come from the environment; a run that was interrupted goes on when it is started again:
 #   BENCHMARK_DIR=/tmp/b SEED=8 bash scripts/benchmark_world.sh
 # On a GPU: DEVICE=cuda NPROC_PER_NODE=1 BATCH_SIZE=4 bash scripts/benchmark_world.sh
