@@ -34,6 +34,10 @@ class Vectors:
             None if self.scores is None else self.scores[keep],
         )
 
+    def at_least(self, min_scores: np.ndarray) -> "Vectors":
+        """The lines whose score reaches that of their class, min_scores [C]."""
+        return self.select(self.scores >= min_scores[self.labels])
+
 
 def no_vectors(scored: bool) -> Vectors:
     """A sample without any line; scored: with an (empty) score array, as predictions have."""

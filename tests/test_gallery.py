@@ -6,8 +6,9 @@ import numpy as np
 from PIL import Image
 
 from evaluation.chamfer_ap import hits_by_class, match_samples
+from evaluation.min_scores import FALLBACK_SCORE, min_scores_of
 from evaluation.pictures.canvas import CLASS_COLOURS, PAPER
-from evaluation.report.gallery import FALLBACK_SCORE, choose_samples, judge_samples, picture_sample, score_thresholds
+from evaluation.report.gallery import choose_samples, judge_samples, picture_sample
 from evaluation.sample_f1 import SampleF1
 from evaluation.vectors import Vectors
 from tests.made_records import make_record
@@ -54,7 +55,7 @@ def test_shown_predictions_reach_the_score_that_suits_their_class():
         "b": Vectors(np.array([0, 1, 2]), [LINE + 0.9, LINE, LINE - 9], np.array([0.2, 0.29, 0.31], np.float32)),
     }
     hits = hits_by_class(match_samples(predictions, truth, "maptr", THRESHOLDS), len(THRESHOLDS))
-    min_scores = score_thresholds(hits, THRESHOLDS)
+    min_scores = min_scores_of(hits, THRESHOLDS)
     np.testing.assert_allclose(min_scores, [0.2, FALLBACK_SCORE, FALLBACK_SCORE])
     shown, scores = judge_samples(predictions, truth, min_scores)
     assert shown["a"].labels.tolist() == [0] and shown["b"].labels.tolist() == [0, 2], "0.2 itself reaches 0.2"

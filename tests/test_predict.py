@@ -16,12 +16,13 @@ from data.synthetic.test_set import write_test_tables
 from evaluation.chamfer_ap import evaluate
 from evaluation.formats import read_predictions
 from evaluation.geojson import MAP_ORIGINS, in_frame
+from evaluation.min_scores import FALLBACK_SCORE
 from evaluation.vectors import Vectors, ground_truth_of
 from tests.micro import save_shaken_checkpoint
 from tools import evaluate as evaluate_tool
 from tools import predict as predict_tool
 from utils.errors import UserError
-from utils.frame import PC_RANGES
+from utils.frame import CLASSES, PC_RANGES
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -146,7 +147,8 @@ def test_the_bar_counts_batches(run, caches, tmp_path, monkeypatch):
 def test_meta_says_what_the_numbers_are(run, caches, checkpoint, tmp_path):
     run(predict_tool, "--gt-cache", caches["val"], "--frame", "global", "--output", tmp_path / "p.json")
     meta = json.loads((tmp_path / "p.json").read_text())["meta"]
-    assert (meta["frame"], meta["pc_range"], meta["score_threshold"]) == ("global", list(PC_RANGES["60x30"]), 0.0)
+    assert (meta["frame"], meta["pc_range"]) == ("global", list(PC_RANGES["60x30"]))
+    assert meta["min_scores"] == dict.fromkeys(CLASSES, 0.0)
     assert meta["checkpoint"] == f"{checkpoint.parent.name}/best_model.pth"
     assert meta["use_camera"] is True and meta["use_lidar"] is False
 
@@ -158,6 +160,41 @@ def test_the_threshold_leaves_out_what_scores_lower(run, caches, tmp_path):
     run(predict_tool, "--gt-cache", caches["val"], "--score-threshold", threshold, "--output", tmp_path / "few.json")
     for token, vectors in read_predictions(tmp_path / "few.json")[0].items():
         np.testing.assert_array_equal(vectors.scores, every[token].scores[every[token].scores >= threshold])
+
+
+def test_each_class_keeps_what_reaches_the_score_of_its_best_f1(run, caches, tmp_path):
+    run(predict_tool, "--gt-cache", caches["val"], "--output", tmp_path / "all.json")
+    every = read_predictions(tmp_path / "all.json")[0]
+    scores, labels = (np.concatenate([getattr(v, name) for v in every.values()]) for name in ("scores", "labels"))
+    boundary = float(np.median(scores[labels == CLASSES.index("boundary")]))
+    wanted = {"divider": 0.0, "ped_crossing": None, "boundary": boundary}
+    details = {name: {"best_f1": None if at is None else {"f1": 0.1, "score": at}} for name, at in wanted.items()}
+    (tmp_path / "e.json").write_text(json.dumps({"mAP": 0.1, "details": details}))
+    flags = ("--best-f1", tmp_path / "e.json", "--output", tmp_path / "few.json")
+    run(predict_tool, "--gt-cache", caches["val"], *flags)
+    least = np.array([0.0, FALLBACK_SCORE, boundary])
+    for token, vectors in read_predictions(tmp_path / "few.json")[0].items():
+        before = every[token]
+        np.testing.assert_array_equal(vectors.scores, before.scores[before.scores >= least[before.labels]])
+    meta = json.loads((tmp_path / "few.json").read_text())["meta"]
+    assert meta["min_scores"] == {"divider": 0.0, "ped_crossing": FALLBACK_SCORE, "boundary": boundary}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "no best F1 of divider; give a file of tools/evaluate.py --json"),
+        ('{"mAP": 0.3}', "no best F1 of divider"),
+        ('{"details": {"divider": {"best_f1": 0.3}}}', "divider's best F1 at a score of None, expected 0 to 1"),
+        ('{"details": {"divider": {"best_f1": {"score": 3}}}}', "divider's best F1 at a score of 3, expected 0 to 1"),
+    ],
+)
+def test_a_file_without_best_scores_is_refused(content, message, run, caches, tmp_path):
+    (tmp_path / "e.json").write_text(content)
+    flags = ("--best-f1", tmp_path / "e.json", "--output", tmp_path / "p.json")
+    with pytest.raises(UserError, match=rf"e\.json: {message}"):
+        run(predict_tool, "--gt-cache", caches["val"], *flags)
+    assert not (tmp_path / "p.json").exists()
 
 
 @pytest.mark.parametrize(("fmt", "frame"), [("maptr", "lidar"), ("streammapnet", "ego"), ("geojson", "wgs84")])

@@ -167,7 +167,7 @@ def test_samples_without_an_entry_are_drawn_without_predictions(run, cache, pred
         (("--count", "0", "--output", "a.png"), "--count: 0, expected 1 to 400"),
         (("--fps", "0", "--output", "a.png"), "--fps: 0.0, expected more than 0"),
         (("--seed", "-2", "--output", "a.png"), "--seed: -2, expected 0 or more"),
-        (("--score-threshold", "30", "--output", "a.png"), "--score-threshold: 30.0, scores are 0 to 1"),
+        (("--score-threshold", "30", "--output", "a.png"), "--score-threshold 30.0: scores are 0 to 1"),
     ],
 )
 def test_bad_flags(flags, message, run, tmp_path, monkeypatch):

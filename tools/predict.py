@@ -26,11 +26,13 @@ from evaluation.flags import add_weight_arguments  # noqa: E402
 from evaluation.formats import write_maptr_predictions, write_streammapnet_predictions  # noqa: E402
 from evaluation.geojson import FRAMES, in_frame, require_origins, write_geojson  # noqa: E402
 from evaluation.inference import predict_samples  # noqa: E402
+from evaluation.min_scores import add_score_arguments, min_scores_asked_for  # noqa: E402
 from evaluation.vectors import Vectors  # noqa: E402
 from utils.command_line import documented_parser  # noqa: E402
 from utils.distributed import in_batches  # noqa: E402
 from utils.errors import UserError, run_cli  # noqa: E402
 from utils.files import default_dataroot, require_writable  # noqa: E402
+from utils.frame import CLASSES  # noqa: E402
 
 # Format -> the frame its readers expect.
 FORMATS = {"maptr": "lidar", "streammapnet": "ego", "geojson": "wgs84"}
@@ -55,10 +57,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--frame", choices=FRAMES, help="default: lidar for maptr, ego for streammapnet, wgs84 for geojson"
     )
-    parser.add_argument(
-        "--score-threshold", type=float, default=0.0,
-        help="leave out lines that score lower (default: 0, none; average precision needs them all)",
-    )  # fmt: skip
+    add_score_arguments(parser, default=0.0, hint=", none; average precision needs them all")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--num-workers", type=int, default=2, help="processes that decode images")
     args = parser.parse_args()
@@ -67,11 +66,9 @@ def parse_args() -> argparse.Namespace:
         raise UserError(f"--frame wgs84: --format {args.format} is in metres; give --format geojson or --frame global")
     if args.split and not args.version:
         raise UserError(f"--split {args.split}: the samples are those of --gt-cache; leave it out or give --version")
-    if not 0.0 <= args.score_threshold <= 1.0:
-        raise UserError(f"--score-threshold {args.score_threshold}: scores are 0 to 1; choose one of these")
     if args.batch_size < 1 or args.num_workers < 0:
         raise UserError(f"--batch-size {args.batch_size} --num-workers {args.num_workers}: at least 1 and 0 are needed")
-    require_writable(args.output, inputs=(args.checkpoint, args.gt_cache))
+    require_writable(args.output, inputs=(args.checkpoint, args.gt_cache, args.best_f1))
     return args
 
 
@@ -131,7 +128,7 @@ def write_predictions(
         "frame": args.frame,
         "checkpoint": f"{checkpoint.parent.name}/{checkpoint.name}",  # the run's folder tells checkpoints apart
         "pc_range": list(pc_range),
-        "score_threshold": args.score_threshold,
+        "min_scores": dict(zip(CLASSES, args.min_scores.tolist(), strict=True)),
     }
     if args.format == "geojson":
         write_geojson(args.output, predictions, records, args.frame, meta)
@@ -148,6 +145,7 @@ def write_predictions(
 
 def main() -> None:
     args = parse_args()
+    args.min_scores = min_scores_asked_for(args)
     samples = open_samples(args)
     chosen = choose_samples(samples, args.sample_token, args.gt_cache or os.path.join(args.dataroot, args.version))
     records = {token: samples[index] for token, index in chosen.items()}
@@ -156,9 +154,7 @@ def main() -> None:
     predictions, config, seconds = predict_samples(
         args.checkpoint, samples, batches, args.dataroot, args.num_workers, args.llm_path, args.qformer_pretrained
     )
-    predictions = {
-        token: vectors.select(vectors.scores >= args.score_threshold) for token, vectors in predictions.items()
-    }
+    predictions = {token: vectors.at_least(args.min_scores) for token, vectors in predictions.items()}
     write_predictions(args, predictions, records, config.pc_range)
     lines = sum(map(len, predictions.values()))
     print(

@@ -23,7 +23,8 @@ from data.splits import SPLITS  # noqa: E402
 from evaluation.chamfer_ap import PROTOCOLS, hits_by_class, match_samples, summarize, thresholds_for  # noqa: E402
 from evaluation.flags import add_weight_arguments  # noqa: E402
 from evaluation.inference import predict_samples  # noqa: E402
-from evaluation.report.gallery import GallerySample, choose_samples, judge_samples, picture_sample, score_thresholds  # noqa: E402
+from evaluation.min_scores import min_scores_of  # noqa: E402
+from evaluation.report.gallery import GallerySample, choose_samples, judge_samples, picture_sample  # noqa: E402
 from evaluation.report.page import Evaluation, render_report  # noqa: E402
 from evaluation.report.run_folder import RunFolder, read_run  # noqa: E402
 from evaluation.sample_f1 import SampleF1  # noqa: E402
@@ -112,7 +113,7 @@ def evaluate_run(args: argparse.Namespace, inputs: Inputs) -> Evaluation:
     thresholds = thresholds_for(config.pc_range)
     matches = match_samples(predictions, ground_truth, args.protocol, thresholds)
     hits = hits_by_class(matches, len(thresholds))
-    min_scores = score_thresholds(hits, thresholds)
+    min_scores = min_scores_of(hits, thresholds)
     shown, scores = judge_samples(predictions, ground_truth, min_scores)
     command = ["python", "tools/evaluate.py", "--checkpoint", inputs.checkpoint, "--gt-cache", inputs.gt_cache,
                "--dataroot", inputs.dataroot, "--protocol", args.protocol]  # fmt: skip

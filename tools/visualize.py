@@ -5,7 +5,7 @@ Many samples: a contact sheet of the best, worst or random ones, from above. A s
 
 Examples:
   python tools/visualize.py --gt-cache F --dataroot D --predictions P.json --index 7 --output sample.png
-  python tools/visualize.py --gt-cache F --predictions P.json --sheet worst --count 12 --output worst.png
+  python tools/visualize.py --gt-cache F --predictions P.json --best-f1 E.json --sheet worst --output worst.png
   python tools/visualize.py --gt-cache F --dataroot D --checkpoint C.pth --scene scene-0103 --output scene.webp
 """
 
@@ -27,6 +27,7 @@ from data.records import SampleRecord  # noqa: E402
 from evaluation.flags import add_weight_arguments  # noqa: E402
 from evaluation.formats import read_predictions  # noqa: E402
 from evaluation.frames import to_lidar  # noqa: E402
+from evaluation.min_scores import add_score_arguments, min_scores_asked_for  # noqa: E402
 from evaluation.pictures.animation import FORMATS, save_animation  # noqa: E402
 from evaluation.pictures.canvas import SMOOTHING  # noqa: E402
 from evaluation.pictures.contact_sheet import MAX_CELLS, Cell, draw_contact_sheet  # noqa: E402
@@ -62,7 +63,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=12, help="samples of a sheet (default 12)")
     parser.add_argument("--seed", type=int, default=0, help="of the random choice (default 0)")
     parser.add_argument("--fps", type=float, default=2.0, help="frames a second (default 2, nuScenes' real time)")
-    parser.add_argument("--score-threshold", type=float, default=0.3, help="leave out predictions below")
+    add_score_arguments(parser, default=0.3)
     parser.add_argument("--output", required=True, help="PNG file; with --scene .webp or .gif")
     args = parser.parse_args()
     check_args(args)
@@ -82,17 +83,16 @@ def check_args(args: argparse.Namespace) -> None:
         )
     if not 1 <= args.count <= MAX_CELLS:
         raise UserError(f"--count: {args.count}, expected 1 to {MAX_CELLS}; give a number of samples in between")
-    if not 0.0 <= args.score_threshold <= 1.0:
-        raise UserError(f"--score-threshold: {args.score_threshold}, scores are 0 to 1; choose one of these")
     if not 0.0 < args.fps <= MAX_FPS:
         raise UserError(f"--fps: {args.fps}, expected more than 0 and at most {MAX_FPS:g}; 2 is real time")
     if args.seed < 0:
         raise UserError(f"--seed: {args.seed}, expected 0 or more; give another number")
-    require_writable(args.output, inputs=(args.gt_cache, args.predictions, args.checkpoint))
+    require_writable(args.output, inputs=(args.gt_cache, args.predictions, args.checkpoint, args.best_f1))
 
 
 def main() -> None:
     args = parse_args()
+    args.min_scores = min_scores_asked_for(args)
     cache = GTCache.open(args.gt_cache)
     cache.verify()
     if args.sheet is not None:
@@ -137,9 +137,10 @@ def draw_sheet(args: argparse.Namespace, cache: GTCache) -> None:
         raise UserError(f"{args.gt_cache}: no sample with ground truth or predictions, nothing to rank; take another")
     cells = [sheet_cell(cache[chosen[i]], predictions[i], scores[i]) for i in order]
     split = f"{cache.meta['version']} {cache.meta['split']}"
+    least = "/".join(f"{score:.2g}" for score in dict.fromkeys(args.min_scores.tolist()))
     title = (
         f"{args.sheet.capitalize()} {len(cells)} of {len(cache)} samples ({split}), "
-        f"F1 at {F1_THRESHOLD:g} m of predictions scored {args.score_threshold:g} or more"
+        f"F1 at {F1_THRESHOLD:g} m of predictions scored {least} or more"
     )
     sheet = draw_contact_sheet(title, cells, cache.meta["pc_range"])
     save_png(args.output, sheet, f"{args.sheet} {len(cells)} of {len(cache)} samples")
@@ -212,7 +213,7 @@ def predictions_of(args: argparse.Namespace, cache: GTCache, indices: Sequence[i
         if token not in by_token:
             missing.append(token)
         vectors = to_lidar(by_token.get(token, no_vectors(scored=True)), frame, cache[index])
-        found.append(vectors.select(vectors.scores >= args.score_threshold))
+        found.append(vectors.at_least(args.min_scores))
     if missing:
         print(
             f"warning: {len(missing)} of {len(found)} samples (the first: {missing[0]}) have no entry in the "

@@ -11,9 +11,8 @@ from PIL import Image
 from data.geometry import lidar2img_matrix
 from data.images import load_image
 from data.records import SampleRecord
-from evaluation.chamfer_ap import ClassHits, best_f1
 from evaluation.pictures.drawing import draw_bev, draw_camera
-from evaluation.sample_f1 import F1_THRESHOLD, SampleF1, rank_by_f1, sample_f1
+from evaluation.sample_f1 import SampleF1, rank_by_f1, sample_f1
 from evaluation.vectors import Vectors
 from utils.frame import CAMERAS, CLASSES
 
@@ -22,7 +21,6 @@ BEV_HEIGHT = 520  # pixels
 CAMERA_WIDTHS = {"CAM_FRONT": 640}
 SIDE_WIDTH = 400
 JPEG_QUALITY = 78
-FALLBACK_SCORE = 0.3  # of a class without any hit, for which no score is best
 
 
 @dataclass(frozen=True)
@@ -47,20 +45,11 @@ class GallerySample:
     cameras: tuple[Picture, ...]  # as FRONT_CAMERAS
 
 
-def score_thresholds(hits: Sequence[ClassHits], thresholds: Sequence[float]) -> np.ndarray:
-    """For each class the score at which its F1 is best, [C]; judged like samples, at F1_THRESHOLD metres."""
-    best = [best_f1(of_class, list(thresholds).index(F1_THRESHOLD)) for of_class in hits]
-    return np.array([FALLBACK_SCORE if found is None else found["score"] for found in best])
-
-
 def judge_samples(
     predictions: Mapping[str, Vectors], ground_truth: Mapping[str, Vectors], min_scores: np.ndarray
 ) -> tuple[dict[str, Vectors], list[SampleF1]]:
     """Predictions that reach their class's score [C], and F1 of each sample, in the order of ground_truth."""
-    shown = {}
-    for token in ground_truth:
-        vectors = predictions[token]
-        shown[token] = vectors.select(vectors.scores >= min_scores[vectors.labels])
+    shown = {token: predictions[token].at_least(min_scores) for token in ground_truth}
     return shown, [sample_f1(shown[token], truth) for token, truth in ground_truth.items()]
 
 
