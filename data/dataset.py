@@ -104,7 +104,7 @@ class MapDetectionDataset(Dataset):
             "index": index,
         }
         if self.with_context:
-            item["context"] = context_of(record)
+            item["context"] = context_of(record, augmentation.mirror)
         if self.augment and self.augment.noisy_copies:
             noisy = noisy_copies(denormalize_pts(pts, self.pc_range), self.augment.noisy_copies, self._rng(index, 1))
             noisy = np.clip(normalize_pts(noisy, self.pc_range), 0.0, 1.0)

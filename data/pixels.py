@@ -10,6 +10,12 @@ from torch.nn import functional as F
 
 from data.images import adjust_colours, decode, decoder_reduction
 
+# torch warns once that a tensor of bytes must not be written to. load_pixels only reads it; the warning comes here
+# because silencing it at each image takes as long as a quarter of the resizing.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    torch.frombuffer(b"0", dtype=torch.uint8)
+
 
 def load_pixels(
     path: str, source_size: tuple[int, int], window: np.ndarray, size: tuple[int, int], sample_token: str
@@ -22,13 +28,14 @@ def load_pixels(
     most half of its pixels, which are up to 8 of the source's.
     """
     image, factor = decode(path, source_size, decoder_reduction(window, size), sample_token)
-    box = np.rint(window / factor).astype(int)
-    if box.tolist() != [0, 0, *image.size]:
-        image = image.crop(box.tolist())
+    box = [round(edge / factor) for edge in window.tolist()]
+    if box != [0, 0, *image.size]:
+        image = image.crop(box)
     # Four bytes a pixel are how Pillow holds it: they are copied in one go, and three are not.
-    pixels = _as_tensor(image.tobytes("raw", "RGBX")).view(1, image.height, image.width, 4).permute(0, 3, 1, 2)
+    content = torch.frombuffer(image.tobytes("raw", "RGBX"), dtype=torch.uint8)
+    pixels = content.view(1, image.height, image.width, 4).permute(0, 3, 1, 2)
     resized = F.interpolate(pixels, size, mode="bicubic", antialias=True)[0, :3]  # [3, H, W]
-    return resized, box * factor
+    return resized, np.array(box) * factor
 
 
 def adjust_pixels(pixels: Tensor, brightness: float, contrast: float, saturation: float) -> Tensor:
@@ -38,10 +45,3 @@ def adjust_pixels(pixels: Tensor, brightness: float, contrast: float, saturation
     image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
     adjusted = adjust_colours(image, brightness, contrast, saturation)
     return torch.from_numpy(np.array(adjusted)).permute(2, 0, 1)
-
-
-def _as_tensor(content: bytes) -> Tensor:
-    """Bytes as a uint8 tensor that shares their memory: to be read only."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given buffer is not writable")
-        return torch.frombuffer(content, dtype=torch.uint8)
