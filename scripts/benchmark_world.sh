@@ -3,7 +3,7 @@
 # towns that it has not seen. Two to two and a half hours on two CPU cores, a process on each; a GPU is not used.
 # Settings come from the environment; a run that was interrupted goes on when it is started again:
 #   BENCHMARK_DIR=/tmp/b SEED=8 bash scripts/benchmark_world.sh
-# On a GPU: DEVICE=cuda NPROC_PER_NODE=1 BATCH_SIZE=4 bash scripts/benchmark_world.sh
+# On a GPU: DEVICE=cuda bash scripts/benchmark_world.sh
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/setup.sh
@@ -15,9 +15,7 @@ TRAIN_SCENES=${TRAIN_SCENES:-700}       # as many as nuScenes has
 VAL_SCENES=${VAL_SCENES:-60}
 SAMPLES_PER_SCENE=${SAMPLES_PER_SCENE:-4}
 RUN="$DIR/run_seed$SEED"
-export EPOCHS=${EPOCHS:-20} BATCH_SIZE=${BATCH_SIZE:-2} NUM_WORKERS=${NUM_WORKERS:-1}
-export DEVICE=${DEVICE:-cpu} NPROC_PER_NODE=${NPROC_PER_NODE:-2} OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-export SEED RESUME=auto
+export DEVICE=${DEVICE:-cpu} EPOCHS=${EPOCHS:-20} SEED RESUME=auto
 
 . scripts/synthetic_run.sh
-synthetic_run scripts/train_stage2_distributed.sh
+synthetic_run

@@ -10,12 +10,11 @@ bash scripts/setup.sh
 DIR=${QUICKSTART_DIR:-quickstart}       # everything goes here
 SEED=${SEED:-0}                         # of the world and of the training
 # Many short scenes: frames of one scene look alike, and streets not seen in training are what is asked for.
-TRAIN_SCENES=${TRAIN_SCENES:-250}
+TRAIN_SCENES=${TRAIN_SCENES:-500}
 VAL_SCENES=${VAL_SCENES:-40}
 SAMPLES_PER_SCENE=${SAMPLES_PER_SCENE:-2}
 RUN="$DIR/run_$(date +%Y%m%d_%H%M%S)"
-export EPOCHS=${EPOCHS:-8} BATCH_SIZE=${BATCH_SIZE:-4} NUM_WORKERS=${NUM_WORKERS:-2}
-export SEED RESUME=
+export EPOCHS=${EPOCHS:-6} SEED RESUME=
 
 . scripts/synthetic_run.sh
-synthetic_run scripts/train_stage2.sh --eval-interval 2 --save-interval 2
+synthetic_run --eval-interval 2 --save-interval 2

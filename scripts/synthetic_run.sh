@@ -12,7 +12,18 @@ WORLD="$DIR/world_seed${SEED}_${TRAIN_SCENES}+${VAL_SCENES}x${SAMPLES_PER_SCENE}
 TRAIN_CACHE="$WORLD/gt_cache/${VERSION}_train_60x30.safetensors"
 VAL_CACHE="$WORLD/gt_cache/${VERSION}_val_60x30.safetensors"
 
-# synthetic_run SCRIPT FLAGS: SCRIPT trains, with the flags.
+# Batches of four: of two in each of two processes, which use CPU cores better than one process, or in one on a GPU.
+DEVICE=${DEVICE:-$(python -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")')}
+export DEVICE
+if [ "$DEVICE" = cpu ]; then
+    HALF_OF_THE_CORES=$((($(nproc) + 1) / 2))
+    export NPROC_PER_NODE=${NPROC_PER_NODE:-2} BATCH_SIZE=${BATCH_SIZE:-2} NUM_WORKERS=${NUM_WORKERS:-1}
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$HALF_OF_THE_CORES}
+else
+    export NPROC_PER_NODE=${NPROC_PER_NODE:-1} BATCH_SIZE=${BATCH_SIZE:-4} NUM_WORKERS=${NUM_WORKERS:-4}
+fi
+
+# synthetic_run FLAGS: the training gets the flags.
 synthetic_run() {
     local split
     echo "== 1/5 a synthetic nuScenes world"
@@ -28,7 +39,8 @@ synthetic_run() {
 
     echo "== 3/5 training, checkpoints in $RUN"
     DATAROOT="$WORLD" VERSION="$VERSION" PC_RANGE=60x30 GT_STYLE=maptr TRAIN_SPLIT=train VAL_SPLIT=val \
-        GT_CACHE_TRAIN="$TRAIN_CACHE" GT_CACHE_VAL="$VAL_CACHE" OUTPUT_DIR="$RUN" bash "$@"
+        GT_CACHE_TRAIN="$TRAIN_CACHE" GT_CACHE_VAL="$VAL_CACHE" OUTPUT_DIR="$RUN" \
+        bash scripts/train_stage2_distributed.sh "$@"
 
     echo "== 4/5 evaluation on streets never seen in training"
     python tools/evaluate.py --checkpoint "$RUN/final_model.pth" --gt-cache "$VAL_CACHE" --dataroot "$WORLD" \
@@ -36,7 +48,7 @@ synthetic_run() {
 
     echo "== 5/5 picture"
     python tools/visualize.py --gt-cache "$VAL_CACHE" --dataroot "$WORLD" --predictions "$RUN/predictions.json" \
-        --index "$((VAL_SCENES * SAMPLES_PER_SCENE / 2))" --output "$RUN/picture.png"
+        --best-f1 "$RUN/evaluation.json" --index "$((VAL_SCENES * SAMPLES_PER_SCENE / 2))" --output "$RUN/picture.png"
 
     python - "$RUN" <<'PYTHON'
 import json, sys

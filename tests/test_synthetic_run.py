@@ -20,7 +20,7 @@ SETTINGS = {
 def test_the_settings_of_the_script_reach_a_flag(script):
     """A variable that no flag is made of would be lost without a word."""
     text = "".join((ROOT / "scripts" / name).read_text() for name in (script, "synthetic_run.sh"))
-    exported = {word.split("=")[0] for line in text.splitlines() if line.startswith("export ")
+    exported = {word.split("=")[0] for line in map(str.strip, text.splitlines()) if line.startswith("export ")
                 for word in line.removeprefix("export ").split()}  # fmt: skip
     known = {name.upper() for name in vars(build_parser("").parse_args([]))} | {"NPROC_PER_NODE", "OMP_NUM_THREADS"}
     assert len(exported) >= 9 and exported <= known, exported - known
@@ -28,7 +28,7 @@ def test_the_settings_of_the_script_reach_a_flag(script):
 
 def test_two_processes_go_from_nothing_to_a_score_and_a_picture_and_on(tmp_path):
     command = f"set -euo pipefail; DIR={tmp_path} RUN={tmp_path}/run; . scripts/environment.sh; " \
-              ". scripts/synthetic_run.sh; synthetic_run scripts/train_stage2_distributed.sh"
+              ". scripts/synthetic_run.sh; synthetic_run"
     env = os.environ | {name: str(value) for name, value in SETTINGS.items()} | {"RESUME": "auto"}
     for time in range(2):  # the second time there is nothing left to train
         done = subprocess.run(["bash", "-c", command], cwd=ROOT, env=env, capture_output=True, text=True)
