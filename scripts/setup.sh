@@ -1,22 +1,29 @@
 #!/usr/bin/env bash
 # Install what the project needs: bash scripts/setup.sh [requirements file]
-# Uses the active virtual environment, or makes .venv beside this repository. Quick when nothing has changed.
+# Uses the active environment, or makes .venv in this repository with the Python of $PYTHON. Quick when nothing has changed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 REQUIREMENTS=${1:-requirements.txt}
-PYTHON=${PYTHON:-python3}
+ENVIRONMENT=${VIRTUAL_ENV:-${CONDA_PREFIX:-}}
+# activate is written last: an environment whose making failed half-way has a python but no pip.
+[ -n "$ENVIRONMENT" ] || [ ! -f .venv/bin/activate ] || ENVIRONMENT="$PWD/.venv"
+if [ -n "$ENVIRONMENT" ]; then
+    PYTHON="$ENVIRONMENT/bin/python"
+else
+    PYTHON=${PYTHON:-python3}
+fi
 
-"$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
-    echo "error: $("$PYTHON" --version 2>&1): Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11" >&2
+# nuscenes-devkit wants numpy 1, which has no wheels for 3.13.
+"$PYTHON" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || {
+    echo "error: $PYTHON is $("$PYTHON" --version 2>&1), needed is 3.11 or 3.12; leave the active environment if there" \
+        "is one, and set PYTHON=/path/to/python3.11" >&2
     exit 2
 }
-if [ -z "${VIRTUAL_ENV:-}" ] && [ -z "${CONDA_PREFIX:-}" ]; then
-    # activate is written last: an environment whose making failed half-way has a python but no pip.
-    [ -f .venv/bin/activate ] || "$PYTHON" -m venv .venv
-    VIRTUAL_ENV="$PWD/.venv"
+if [ -z "$ENVIRONMENT" ]; then
+    "$PYTHON" -m venv .venv
+    ENVIRONMENT="$PWD/.venv"
 fi
-ENVIRONMENT=${VIRTUAL_ENV:-$CONDA_PREFIX}
 
 # What was installed last, so that the second call does not ask pip again.
 STAMP="$ENVIRONMENT/.map_detection_$(basename "$REQUIREMENTS")"

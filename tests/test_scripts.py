@@ -26,7 +26,8 @@ if program == "python" and args[0] == "-c":
         sys.exit(print(3))
     os.execv({sys.executable!r}, [{sys.executable!r}, *args])
 asked = []
-signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+# scancel reaches the processes that srun has started, here as another signal: SIGTERM ends srun and them at once.
+signal.signal(signal.SIGUSR1 if program == "srun" else signal.SIGTERM, lambda number, frame: asked.append(number))
 with open(os.environ["CALLS"], "a") as file:
     file.write(json.dumps([program, args, os.getpid()]) + "\\n")
 if "tools/generate_gt_cache.py" in args and not os.environ.get("CACHES_FAIL"):
@@ -37,9 +38,14 @@ elif "tools/generate_gt_cache.py" in args:
     sys.exit(2)
 elif program == "scontrol" and args[0] == "show":
     print("node7\\nnode8")
+elif program == "scancel":
+    started = [json.loads(line) for line in open(os.environ["CALLS"])]
+    (step,) = [pid for name, _, pid in started if name == "srun"]
+    os.kill(step, signal.SIGUSR1)
+    sys.exit()
 elif program == "srun" and not os.environ.get("WAITS"):
-    sys.exit(subprocess.run(args[1:], env=os.environ | {{"SLURM_NODEID": "1"}}).returncode)
-elif os.environ.get("WAITS") and program != "scontrol":
+    sys.exit(subprocess.run(args[args.index("bash"):], env=os.environ | {{"SLURM_NODEID": "1"}}).returncode)
+elif os.environ.get("WAITS") and program not in ("scontrol", "scancel"):
     while not asked:
         time.sleep(0.01)
     time.sleep(0.2)
@@ -57,7 +63,7 @@ class Stage:
         self.dataroot.mkdir()
         self.calls_path, programs = folder / "calls", folder / "bin"
         programs.mkdir()
-        for name in ("python", "torchrun", "srun", "scontrol"):
+        for name in ("python", "torchrun", "srun", "scontrol", "scancel"):
             (programs / name).write_text(STAND_IN)
             (programs / name).chmod(0o755)
         # VIRTUAL_ENV: so that no environment is activated, whose python would come first
@@ -274,13 +280,14 @@ SLURM_JOB = {"SLURM_JOB_ID": 12345, "SLURM_JOB_NUM_NODES": 2, "SLURM_JOB_NODELIS
 
 
 def test_a_slurm_task_joins_the_first_node_and_goes_on_by_itself(ready):
-    ready.run(SLURM, "--epochs", "12", NPROC_PER_NODE=4, OUTPUT_DIR="a run", **SLURM_JOB)
+    ready.run(SLURM, "--epochs", "12", NPROC_PER_NODE=4, OUTPUT_DIR="a run", SLURM_CPUS_PER_TASK=8, **SLURM_JOB)
     (args,) = ready.calls("torchrun")
     launch = dict(zip(args[:12:2], args[1:12:2], strict=True))
     assert launch == {"--nproc-per-node": "4", "--max-restarts": "1", "--nnodes": "2", "--node-rank": "1",
                       "--master-addr": "node7", "--master-port": "22345"}
     assert {"--resume=auto", "--output-dir=a run", "--save-every-steps=500"} < set(args)
     assert args[-2:] == ["--epochs", "12"]
+    assert "--cpus-per-task=8" in ready.calls("srun")[0]
     assert ready.calls("scontrol") == [["show", "hostnames", "node[7-8]"]], "a finished job is not queued again"
 
 
@@ -290,6 +297,7 @@ def test_a_slurm_job_that_runs_out_of_time_is_queued_again_after_saving(ready):
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=30)
     assert process.returncode == 1 and ready.calls("saved")
+    assert ready.calls("scancel") == [["--signal=TERM", "12345"]]
     assert ready.calls("scontrol")[-1] == ["requeue", "12345"]
 
 
