@@ -35,7 +35,8 @@ class VisionTower(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalised pixels [B, V, 3, H, W] to tokens [B, V, 1 + h*w, C], the class token first.
 
-        A tower in half precision gives half-precision tokens under autocast, else tokens as precise as the pixels.
+        Under autocast they are as its last operator gives them (a GPU's layer norm: float32), else as precise as the
+        pixels.
         """
         with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
             inputs = pixels.flatten(0, 1).to(self.model.dtype)

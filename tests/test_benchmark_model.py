@@ -87,6 +87,29 @@ def test_a_step_is_timed_and_its_rate_is_a_share_of_the_machine(monkeypatch, tmp
     assert result["samples_per_s"] == pytest.approx(2 / result["seconds"]["median"])
 
 
+def test_a_step_that_does_not_fit_is_a_row_and_not_the_end(monkeypatch, capsys):
+    def measure_step(config, batch, *args, **kwargs):
+        if len(batch["images"]) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return {"peak_gb": 1.25}
+
+    def as_if_on_a_gpu(*args):
+        with monkeypatch.context() as patched:
+            patched.setattr(torch.cuda, "is_available", lambda: True)
+            return measured_peak(*args)
+
+    measured_peak = memory.measured_peak
+    monkeypatch.setattr(memory, "measure_step", measure_step)
+    monkeypatch.setattr(memory, "measured_peak", as_if_on_a_gpu)
+    parser = argparse.ArgumentParser()
+    memory.add_arguments(parser)
+    args = parser.parse_args(["--preset", "tiny", "--batch-size", "2", "1", "--gradient-checkpointing", "off"])
+    rows = memory.run(args)["rows"]
+    assert [(row["fits"], row["measured_gb"]) for row in rows] == [(False, None), (True, 1.25)]
+    first, second = capsys.readouterr().out.splitlines()[1:]
+    assert first.endswith("does not fit") and second.endswith("1.25")
+
+
 def test_model_flop_grow_with_the_batch_and_not_with_checkpointing():
     config = micro_config()
     one, two = (step.model_flop(config, batch_size) for batch_size in (1, 2))

@@ -5,6 +5,7 @@ import pytest
 from data.dataset import MapDetectionDataset, collate
 from data.gt_cache import GTCache
 from data.scene_context import context_of
+from data.transforms import AugmentConfig
 from tests.made_records import make_random_records
 from tests.reference import REFERENCE, needs_reference
 
@@ -29,6 +30,9 @@ def test_the_words_reach_the_batch_through_the_cache(synthetic_world, caches):
     dataset = MapDetectionDataset(cache, synthetic_world, (32, 64), with_context=True)
     batch = collate([dataset[0], dataset[len(dataset) - 1]])
     assert batch["context"] == [context_of(cache[0]), context_of(cache[len(cache) - 1])]
+    mirrored = MapDetectionDataset(cache, synthetic_world, (32, 64), with_context=True,
+                                   augment=AugmentConfig(mirror_probability=1.0))
+    assert mirrored[0]["context"] == context_of(cache[0], mirrored=True) != context_of(cache[0])
     plain = MapDetectionDataset(cache, synthetic_world, (32, 64))
     assert "context" not in collate([plain[0]])
 

@@ -17,8 +17,9 @@ from utils.errors import UserError
 from utils.files import default_dataroot, require_writable
 from utils.frame import CAMERAS, PC_RANGES
 
-# 10^9 bytes that a run's checkpoints take: --keep-last 3, best, final and one being written, 1.5 GB each in `base`.
-CHECKPOINTS_GB = {"tiny": 1, "small": 1, "base": 10}
+# 10^9 bytes that a run's checkpoints take: --keep-last 3, best, final and one being written, in `base` 1.67 GB each,
+# with --ema-decay 2.23.
+CHECKPOINTS_GB = {"tiny": 1, "small": 1, "base": 14}
 _CACHE_GB = 1
 _IMAGE_SAMPLES = 100  # key frames of each cache, evenly spread, whose images are looked for
 _DRIVER_TIMEOUT_S = 20

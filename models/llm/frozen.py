@@ -89,10 +89,13 @@ class FrozenLLM(nn.Module):
         mask: bool [B, 1, T, T], True = may attend. position_ids: int64 [B, T].
         """
         dtype = self.model.get_input_embeddings().weight.dtype
-        # Eager attention adds the mask; SDPA would turn a bool mask into this one anew in each layer and keep them all.
-        mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+        # Eager attention adds the mask; SDPA would turn a bool mask into this one anew in each layer and keep them all,
+        # and on a GPU also copy one whose rows do not begin at multiples of 8 elements.
+        total = mask.shape[-1]
+        added = torch.zeros(*mask.shape[:-1], -(-total // 8) * 8, dtype=dtype, device=mask.device)[..., :total]
+        added.masked_fill_(~mask, torch.finfo(dtype).min)
         return self.model(
-            inputs_embeds=embeddings.to(dtype), attention_mask=mask, position_ids=position_ids, use_cache=False
+            inputs_embeds=embeddings.to(dtype), attention_mask=added, position_ids=position_ids, use_cache=False
         ).last_hidden_state
 
 

@@ -55,11 +55,11 @@ def made_up_batch(config: ModelConfig, batch_size: int) -> dict:
 
 
 @contextmanager
-def fake_detector(config: ModelConfig, frozen_dtype: torch.dtype) -> Iterator[MapDetector]:
+def fake_detector(config: ModelConfig, frozen_dtype: torch.dtype, device: str = "cpu") -> Iterator[MapDetector]:
     """The model in fake tensors, which have sizes but no content, inside the mode in which they work."""
     model = build_detector(config, torch.device("meta"), frozen_dtype)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        yield model.to_empty(device="cpu").train()
+        yield model.to_empty(device=device).train()
 
 
 def stand_in_loss(outputs: dict) -> Tensor:

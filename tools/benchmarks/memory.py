@@ -2,10 +2,12 @@
 
 The whole step - forward, backward, optimizer - runs with tensors that have a size but no content, and every storage is
 followed from the operator that makes it until it is freed. Not in the estimate: what kernels use inside, rounding by
-the allocator, the CUDA context (about half a gigabyte) and the matching's cost tensor (some megabytes).
+the allocator, the CUDA context (about half a gigabyte), the matching's cost tensor (some megabytes), and that a GPU's
+autocast keeps norms and resized features in float32 where the CPU's, which is followed, has half precision.
 """
 
 import argparse
+import gc
 import sys
 from dataclasses import replace
 
@@ -52,9 +54,9 @@ def run(args: argparse.Namespace) -> dict:
     for batch_size in args.batch_size:
         for checkpointing in choices:
             row = estimate(replace(config, llm_checkpointing=checkpointing), batch_size, PRECISIONS[args.precision])
-            row["measured_gb"] = measured_peak(replace(config, llm_checkpointing=checkpointing), batch_size, args)
+            row |= measured_peak(replace(config, llm_checkpointing=checkpointing), batch_size, args)
             rows.append({"batch_size": batch_size, "gradient_checkpointing": checkpointing, **row})
-            measured = "not run" if row["measured_gb"] is None else f"{row['measured_gb']:.2f}"
+            measured = {None: "not run", False: "does not fit"}.get(row["fits"]) or f"{row['measured_gb']:.2f}"
             print(
                 f"{batch_size:5}  {'on' if checkpointing else 'off':>13}  {row['weights_gb']:7.2f}  "
                 f"{row['gradients_gb']:9.2f}  {row['optimizer_gb']:9.2f}  {row['activations_gb']:11.2f}  "
@@ -137,9 +139,16 @@ def pack_linears(model: nn.Module, bits: float) -> None:
             setattr(model.get_submodule(parent), leaf, PackedLinear(linear, bits))
 
 
-def measured_peak(config: ModelConfig, batch_size: int, args: argparse.Namespace) -> float | None:
-    """The real peak in gigabytes on a CUDA device, None where there is none."""
+def measured_peak(config: ModelConfig, batch_size: int, args: argparse.Namespace) -> dict[str, float | bool | None]:
+    """On a CUDA device whether the step fits and its real peak in gigabytes; None for both where there is none."""
     if not torch.cuda.is_available():
-        return None
+        return {"fits": None, "measured_gb": None}
     batch = made_up_batch(config, batch_size)
-    return measure_step(config, batch, PRECISIONS[args.precision], steps=2, warmup=1)["peak_gb"]
+    try:
+        found = measure_step(config, batch, PRECISIONS[args.precision], steps=2, warmup=1)
+        return {"fits": True, "measured_gb": found["peak_gb"]}
+    except torch.OutOfMemoryError:
+        pass  # the traceback, which holds the step's tensors, ends here
+    gc.collect()
+    torch.cuda.empty_cache()
+    return {"fits": False, "measured_gb": None}
