@@ -56,12 +56,12 @@ def test_the_row_of_a_pretrained_llm_reads_its_first_layers(
 ):
     folder = tmp_path / "a model"
     folder.mkdir()
-    save_llm(folder, made_llm("llama", num_hidden_layers=7))
+    save_llm(folder, made_llm("llama", num_hidden_layers=3))
     call(monkeypatch, "--dataroot", synthetic_world, "--output-dir", tmp_path, "--rows", "pretrained-llm",
          "--pretrained-llm", os.path.relpath(folder), "--", *TRAIN_FLAGS)  # fmt: skip
-    assert capsys.readouterr().out.splitlines()[-1].startswith("| first 6 layers of a pretrained LLM | 0 | ")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("| first 2 layers of a pretrained LLM | 0 | ")
     config = json.loads((tmp_path / "pretrained-llm_seed0" / "run" / "config.json").read_text())
-    assert config["model_config"]["llm_path"] == str(folder) and config["model_config"]["llm_layers"] == 6
+    assert config["model_config"]["llm_path"] == str(folder) and config["model_config"]["llm_layers"] == 2
 
 
 def diagnosis(first: float, last: float | None, without_scene: float) -> dict:

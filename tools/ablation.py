@@ -5,8 +5,8 @@ Every row of the table is a training with one change. What stands behind -- goes
 is finished is not run again, one that was interrupted goes on.
 
 Examples:
-  python tools/ablation.py --dataroot W --val-dataroot D --output-dir ablation -- --preset tiny --epochs 2
-  python tools/ablation.py --dataroot W --output-dir ablation --rows default no-llm --seeds 0 1 2 --jobs 2
+  python tools/ablation.py --dataroot W --val-dataroot D --output-dir ablation --rows default no-llm --seeds 0 1 2 \\
+      --jobs 2 -- --preset tiny --epochs 2 --lr-qformer 1.2e-3 --lr-queries 1.2e-3 --lr-decoder 1.2e-3
   python tools/ablation.py --output-dir ablation --table   # of what is there
 """
 
@@ -36,7 +36,7 @@ from utils.text_table import format_score  # noqa: E402
 ROWS = {
     "default": ("the default", ""),
     "no-llm": ("without the LLM", "--llm-path none"),
-    "pretrained-llm": ("first 6 layers of a pretrained LLM", "--llm-path {pretrained_llm} --llm-layers 6"),
+    "pretrained-llm": ("first 2 layers of a pretrained LLM", "--llm-path {pretrained_llm} --llm-layers 2"),
     "no-sampling": ("without image sampling in the decoder", "--without decoder_sampling"),
     "no-geometry": ("without the geometry embedding", "--without geometry"),
     "no-qformer": ("without the Q-Former and its tokens", "--without qformer"),
