@@ -132,6 +132,17 @@ def test_commands_in_the_text_name_files_and_flags_that_exist(document):
                 assert given <= flags_of(parser), f"{document}: {command}"
 
 
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_flags_and_files_named_alone_are_those_of_some_program(document):
+    programs = ("train_map_detection.py", "test_training_setup.py", *sorted(path.relative_to(ROOT).as_posix()
+                for path in ROOT.glob("tools/*.py") if "run_cli(main)" in path.read_text()))  # fmt: skip
+    known = set().union(*STARTERS.values(), *(flags_of(parser_of(program)) for program in programs))
+    text = text_of(document)
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+(?![/\w.])", text)) <= known
+    for path in set(re.findall(r"(?:tools|scripts)/[a-z0-9_]+\.(?:py|sh|slurm)", text)):
+        assert (ROOT / path).is_file(), f"{document}: {path}"
+
+
 @pytest.mark.parametrize("command", [
     "python tools/none.py --run outputs/first", "python tools/report.py --run outputs/first --none",
     "python tools/generate_gt_cache.py --split none", "NONE=1 bash scripts/train_stage2.sh",

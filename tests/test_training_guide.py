@@ -93,15 +93,6 @@ def anchors_of(text: str) -> set[str]:
     return {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
 
 
-def test_its_commands_name_files_and_flags_that_exist():
-    parser_flags = {option for action in build_parser()._actions for option in action.option_strings}
-    others = {"--write", "--check", "--help", "--run", "--total-steps", "--warmup-steps", "--output", "--folder",
-              "--protocol", "--max-restarts", "--export-json"}  # of other tools and torchrun
-    assert set(re.findall(r"--[a-z][a-z0-9-]+", GUIDE)) <= parser_flags | others
-    for path in set(re.findall(r"(?:tools|scripts)/[a-z0-9_]+\.(?:py|sh|slurm)", GUIDE)):
-        assert (ROOT / path).is_file(), path
-
-
 def test_every_row_of_the_fault_table_is_a_test():
     rows = GUIDE.split("## Faults")[1].split("\n## ")[0].splitlines()
     named = [re.findall(r"`(test_\w+)`", row) for row in rows if row.startswith("| ") and not row.startswith("| fault")]
