@@ -1,5 +1,6 @@
 """Camera images as the network takes them: small uint8 tensors, resized by torch's vectorised kernels."""
 
+import ctypes
 import warnings
 
 import numpy as np
@@ -10,11 +11,26 @@ from torch.nn import functional as F
 
 from data.images import adjust_colours, decode, decoder_reduction
 
-# torch warns once that a tensor of bytes must not be written to. load_pixels only reads it; the warning comes here
+# torch warns once that a tensor of bytes must not be written to. Here they are only read; the warning comes now
 # because silencing it at each image takes as long as a quarter of the resizing.
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     torch.frombuffer(b"0", dtype=torch.uint8)
+
+
+class _ArrowArray(ctypes.Structure):
+    """The struct of that name in Arrow's C data interface (arrow.apache.org/docs/format/CDataInterface.html)."""
+
+
+_ArrowArray._fields_ = [
+    *((name, ctypes.c_int64) for name in ("length", "null_count", "offset", "n_buffers", "n_children")),
+    ("buffers", ctypes.POINTER(ctypes.c_void_p)),
+    ("children", ctypes.POINTER(ctypes.POINTER(_ArrowArray))),
+    *((name, ctypes.c_void_p) for name in ("dictionary", "release", "private_data")),
+]
+_pointer_in_capsule = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
+    ("PyCapsule_GetPointer", ctypes.pythonapi)
+)
 
 
 def load_pixels(
@@ -28,14 +44,28 @@ def load_pixels(
     most half of its pixels, which are up to 8 of the source's.
     """
     image, factor = decode(path, source_size, decoder_reduction(window, size), sample_token)
-    box = [round(edge / factor) for edge in window.tolist()]
-    if box != [0, 0, *image.size]:
-        image = image.crop(box)
-    # Four bytes a pixel are how Pillow holds it: they are copied in one go, and three are not.
-    content = torch.frombuffer(image.tobytes("raw", "RGBX"), dtype=torch.uint8)
-    pixels = content.view(1, image.height, image.width, 4).permute(0, 3, 1, 2)
+    x0, y0, x1, y1 = box = [round(edge / factor) for edge in window.tolist()]
+    pixels = pixels_of(image)[y0:y1, x0:x1].permute(2, 0, 1)[None]  # [1, 4, H, W], valid as long as `image` lives
     resized = F.interpolate(pixels, size, mode="bicubic", antialias=True)[0, :3]  # [3, H, W]
     return resized, np.array(box) * factor
+
+
+def pixels_of(image: Image.Image) -> Tensor:
+    """An RGB image of Pillow's as uint8 [H, W, 4], to be read only while the image lives; the last byte means nothing.
+
+    These are Pillow's own bytes, which it gives out by Arrow's C data interface: a list of four values for each pixel.
+    They are copied where it cannot: before version 11.2, or from an image of more than one of its blocks of 16 MB.
+    """
+    height, width = image.height, image.width
+    try:
+        _, capsule = image.__arrow_c_array__()
+    except (AttributeError, ValueError):
+        content = image.tobytes("raw", "RGBX")
+    else:
+        array = _ArrowArray.from_address(_pointer_in_capsule(capsule, b"arrow_array"))
+        values = array.children[0].contents  # its buffers: validity, which is absent, and the bytes
+        content = (ctypes.c_uint8 * (height * width * 4)).from_address(values.buffers[1])
+    return torch.frombuffer(content, dtype=torch.uint8).view(height, width, 4)
 
 
 def adjust_pixels(pixels: Tensor, brightness: float, contrast: float, saturation: float) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from data.images import adjust_colours, load_image
-from data.pixels import adjust_pixels, load_pixels
+from data.pixels import adjust_pixels, load_pixels, pixels_of
 from data.transforms import crop_window, pixel_transform
 from tests.test_transforms import blob_image, centroid
 from utils.errors import UserError
@@ -67,6 +67,24 @@ def test_a_grey_jpeg_is_read_as_colour_and_without_a_warning(tmp_path):
         warnings.simplefilter("error")
         pixels, _ = load_pixels(str(tmp_path / "grey.jpg"), (400, 225), crop_window((400, 225), 0.0), (112, 200), "t")
     assert torch.equal(pixels[0], pixels[2]) and pixels.max() > 200
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 3), (800, 450), (2400, 2000)])  # the last is more than 16 MB
+def test_pixels_are_pillows_own(size):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8))
+    pixels = pixels_of(image)
+    np.testing.assert_array_equal(pixels[..., :3].numpy(), np.asarray(image))
+    in_one_block = 4 * size[0] * size[1] < 2**24
+    if in_one_block and hasattr(image, "__arrow_c_array__"):
+        assert pixels.data_ptr() == pixels_of(image).data_ptr(), "a copy was made"
+
+
+def test_pixels_are_copied_where_pillow_does_not_share_them(monkeypatch):
+    image = blob_image(64, 48, (20, 30))
+    monkeypatch.delattr(Image.Image, "__arrow_c_array__", raising=False)
+    pixels = pixels_of(image)
+    np.testing.assert_array_equal(pixels[..., :3].numpy(), np.asarray(image))
+    assert pixels.data_ptr() != pixels_of(image).data_ptr()
 
 
 def test_a_missing_image_is_named_with_its_sample(tmp_path):
