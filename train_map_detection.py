@@ -23,6 +23,7 @@ from data.dataset import collate
 from data.gt_cache import GTCache, default_cache_path, range_name
 from data.transforms import AugmentConfig
 from evaluation.inference import build_dataset
+from models.compilation import check_compiling
 from models.config import ModelConfig
 from models.flags import config_from_flags
 from models.llm.sharding import check_sharding
@@ -32,6 +33,7 @@ from training.resume import check_resumed_settings, find_checkpoint
 from training.sampler import GlobalBatches
 from training.trainer import Trainer
 from utils.checkpoint import load_checkpoint
+from utils.device import default_device
 from utils.distributed import Ranks, batches_of_rank, join_ranks, leave_ranks
 from utils.errors import UserError, run_cli
 from utils.files import replacing
@@ -166,6 +168,8 @@ def prepare(
     )
     if args.shard_llm:
         ranks.from_main(lambda: check_sharding(config, ranks.world_size))
+    if args.compile:
+        ranks.from_main(lambda: check_compiling(config, default_device(args.device), args.shard_llm))
     trainer = Trainer(args, config, *loaders, ranks, watch)
     lines = describe(trainer, loaders, differences)
     if checkpoint:

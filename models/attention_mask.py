@@ -5,6 +5,7 @@ Token order: L text, S scene, then for each instance one instance query and P po
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 
 def map_attention_mask(
@@ -53,3 +54,24 @@ def map_position_ids(text_valid: Tensor, num_scene: int, num_instances: int, num
     start = text_valid.long().sum(1, keepdim=True)  # [B, 1]
     rest = start.expand(-1, num_scene + num_instances * (1 + num_points))
     return torch.cat([text, rest], dim=1)
+
+
+def added_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A bool mask [B, 1, T, T] as what is added to the attention's scores.
+
+    Eager attention adds it; SDPA would turn a bool mask into this one anew in each layer and keep them all, and on a
+    GPU also copy one whose rows do not begin at multiples of 8 elements.
+    """
+    total = mask.shape[-1]
+    added = torch.zeros(*mask.shape[:-1], -(-total // 8) * 8, dtype=dtype, device=mask.device)[..., :total]
+    return added.masked_fill_(~mask, torch.finfo(dtype).min)
+
+
+def block_mask(mask: Tensor) -> BlockMask:
+    """A bool mask [B, 1, T, T] as flex attention takes it."""
+
+    def may_attend(sample: Tensor, _head: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        return mask[sample, 0, row, column]
+
+    batch, _, total, _ = mask.shape
+    return create_block_mask(may_attend, batch, None, total, total, device=mask.device)

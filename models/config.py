@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from utils.frame import CLASSES, PC_RANGES
 
 QUANTIZATIONS = ("none", "int8", "nf4")
+ATTENTIONS = ("sdpa", "flex")  # PyTorch's fused attention with a mask, or its compiled one that skips empty blocks
 # What `without` may leave out, so that its worth can be measured: the geometry embedding of the patches, the Q-Former
 # with its tokens, the ground tokens, the decoder's look at the image features on the ground, and the causal order of
 # the prefix (text and scene tokens then all see each other).
@@ -96,6 +97,7 @@ class ModelConfig:
     llm_path: str = "lmsys/vicuna-7b-v1.5"  # folder, hub id or .gguf file of a decoder-only model | random | none
     llm_quantization: str = "none"  # none | int8 | nf4: how the frozen linear layers of the LLM are stored
     llm_layers: int = 0  # read the states after so many layers of the LLM, through its last norm; 0 = after all
+    llm_attention: str = "sdpa"  # sdpa | flex: how the LLM attends; flex on a CUDA device, elsewhere it is sdpa too
     llm_checkpointing: bool = False  # keep each LLM layer's input only and compute the layer again in backward
     lora_rank: int = 0  # of the trained low-rank addition to each linear layer of the LLM; 0 = none
     lora_alpha: float = 16.0  # the addition is scaled by lora_alpha / lora_rank
@@ -128,6 +130,8 @@ class ModelConfig:
                  f"cannot be left out where qformer_pretrained={self.qformer_pretrained} loads it with its tower")
         _require(self.llm_quantization in QUANTIZATIONS, "llm_quantization", self.llm_quantization,
                  f"must be one of {', '.join(QUANTIZATIONS)}")
+        _require(self.llm_attention in ATTENTIONS, "llm_attention", self.llm_attention,
+                 f"must be one of {', '.join(ATTENTIONS)}")
         _require(self.llm_layers >= 0, "llm_layers", self.llm_layers, "must be 0 (all) or positive")
         _require(self.lora_rank >= 0, "lora_rank", self.lora_rank, "must be 0 (none) or positive")
         _require(self.lora_alpha > 0, "lora_alpha", self.lora_alpha, "must be positive")

@@ -4,7 +4,7 @@ import argparse
 from dataclasses import replace
 
 from models.blip2_checkpoint import blip2_config
-from models.config import PARTS, PRESETS, QUANTIZATIONS, ModelConfig
+from models.config import ATTENTIONS, PARTS, PRESETS, QUANTIZATIONS, ModelConfig
 from models.llm.frozen import check_unfreezing
 from utils.errors import UserError
 from utils.frame import PC_RANGES
@@ -26,6 +26,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
                        help="store the LLM's linear layers in 8 or 4 bits; needs bitsandbytes")
     model.add_argument("--llm-layers", type=int, default=0,
                        help="read the states after so many layers of the LLM and leave out the others; 0: all")
+    model.add_argument("--llm-attention", default="sdpa", choices=ATTENTIONS,
+                       help="flex: blocks that nobody may attend to are skipped; on a GPU, elsewhere sdpa is used")
     model.add_argument("--gradient-checkpointing", action="store_true",
                        help="keep each LLM layer's input only and compute the layer again: less memory, more time")
     model.add_argument("--prompt", help="text in front of the scene (default: names the six cameras)")
@@ -61,6 +63,7 @@ def config_from_flags(args: argparse.Namespace) -> ModelConfig:
         config = replace(preset, **changes, pc_range=PC_RANGES[args.pc_range], lora_rank=args.lora_rank,
                          prompt_context=args.prompt_context,
                          llm_quantization=args.llm_quantization, llm_layers=args.llm_layers, lora_alpha=args.lora_alpha,
+                         llm_attention=args.llm_attention,
                          llm_checkpointing=args.gradient_checkpointing, unfreeze_llm=args.unfreeze_llm)
     except ValueError as error:
         raise UserError(f"model settings: {error}") from error

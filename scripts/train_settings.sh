@@ -14,11 +14,11 @@ GT_STYLE=${GT_STYLE:-maptr}
 
 DATA_FLAGS="dataroot version gt-cache-train gt-cache-val train-split val-split gt-style pc-range num-workers mirror
     noisy-copies rotation zoom photometric"
-MODEL_FLAGS="preset qformer-pretrained llm-path llm-quantization llm-layers prompt without lora-rank lora-alpha"
+MODEL_FLAGS="preset qformer-pretrained llm-path llm-quantization llm-layers llm-attention prompt without lora-rank lora-alpha"
 TRAINING_FLAGS="epochs batch-size accumulation-steps lr-qformer lr-queries lr-decoder lr-lora weight-decay warmup-steps
     grad-clip ema-decay precision device rank-timeout seed"
 OUTPUT_FLAGS="output-dir log-interval save-interval save-every-steps keep-last eval-interval resume allow-changed"
-SWITCHES="gradient-checkpointing prompt-context unfreeze-llm confirm-unfreeze-llm fp16 shard-llm tensorboard
+SWITCHES="gradient-checkpointing prompt-context unfreeze-llm confirm-unfreeze-llm fp16 shard-llm compile tensorboard
     eval-untrained reshuffle"
 
 # fail MESSAGE: end as the Python programs do when a setting cannot be meant.

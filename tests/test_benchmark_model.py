@@ -11,7 +11,7 @@ import torch
 from models.detector import build_detector
 from tests.micro import micro_config
 from tools import benchmark
-from tools.benchmarks import memory, step
+from tools.benchmarks import attention, memory, step
 from tools.benchmarks.full_model import made_up_batch, stand_in_loss
 from tools.benchmarks.live_memory import LiveMemory
 from utils.errors import UserError
@@ -129,6 +129,28 @@ def test_model_flop_grow_with_the_batch_and_not_with_checkpointing():
 def test_settings_that_cannot_be_meant_are_named(monkeypatch, tmp_path, flags, message):
     with pytest.raises(UserError, match=message):
         run(monkeypatch, tmp_path, *flags)
+
+
+@pytest.mark.parametrize("without", [(), ("qformer",), ("ground_tokens", "causal_prefix")])
+def test_attention_is_timed_with_the_mask_of_the_detector(without):
+    config = micro_config(without=without)
+    model = build_detector(config).eval()
+    given = {}
+    model.llm.register_forward_pre_hook(lambda _, inputs: given.update(mask=inputs[1], position_ids=inputs[2]))
+    with torch.no_grad():
+        model(made_up_batch(config, 2))
+    mask, position_ids = attention.llm_input(config, model.llm, 2)
+    assert torch.equal(mask, given["mask"]) and torch.equal(position_ids, given["position_ids"])
+
+
+def test_ways_to_attend_are_timed(monkeypatch, tmp_path, capsys):
+    result = run(monkeypatch, tmp_path, "attention", "--preset", "tiny", "--repeats", 2, "--warmup", 1)
+    assert 0 < result["allowed_pairs"] < 1 - result["empty_blocks"] < 1
+    assert result["share_of_layer"]["count"] == 2 and 0 < result["share_of_layer"]["median"] < 1
+    assert ("flex_layer_ms" in result) == torch.cuda.is_available()
+    assert "521 tokens" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--llm-path none"):
+        run(monkeypatch, tmp_path, "attention", "--preset", "tiny", "--llm-path", "none")
 
 
 @pytest.mark.gpu

@@ -136,6 +136,43 @@ def test_a_token_changes_exactly_the_outputs_that_may_see_it(attention, num_laye
     assert {pair[:2] for pair in pairs} == set(product(kinds, kinds))
 
 
+def test_flex_attention_reads_the_same():
+    """Without gradient: on a CPU it has no backward pass."""
+    valid = torch.tensor([[True, True, True, True], [True, True, False, False]])
+    mask, position_ids = map_attention_mask(valid, 2, 3, 2), map_position_ids(valid, 2, 3, 2)
+    torch.manual_seed(0)
+    embeddings = torch.randn(2, mask.shape[-1], 16)
+    with torch.no_grad():
+        expected, found = (
+            frozen(build_random_llama(CONFIG), attention)(embeddings, mask, position_ids)
+            for attention in ("sdpa", "flex_attention")
+        )
+    torch.testing.assert_close(found[0], expected[0])
+    torch.testing.assert_close(found[1], expected[1])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_flex_attention_passes_the_same_gradient_on(checkpointing):
+    config = micro_config(llm_checkpointing=checkpointing)
+    valid = torch.ones(2, 4, dtype=torch.bool, device="cuda")
+    mask, position_ids = map_attention_mask(valid, 200, 3, 20), map_position_ids(valid, 200, 3, 20)
+    start = torch.randn(2, mask.shape[-1], 16, device="cuda")
+    gradients = []
+    for attention in ("sdpa", "flex"):
+        llm = build_llm(replace(config, llm_attention=attention), torch.device("cuda"))
+        embeddings = start.clone().requires_grad_()
+        llm(embeddings, mask, position_ids).square().sum().backward()
+        gradients.append(embeddings.grad)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-2, atol=1e-2)
+
+
+def test_flex_attention_is_for_gpus_alone():
+    assert build_llm(micro_config(llm_attention="flex")).model.config._attn_implementation == "sdpa"
+    with pytest.raises(ValueError, match="llm_attention"):
+        micro_config(llm_attention="flash")
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_a_sample_is_the_same_alone_and_beside_a_longer_prompt(attention):
     config = micro_config()

@@ -87,6 +87,8 @@ def _add_training_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--fp16", action="store_true", help="the same as --precision fp16")
     run.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"), help="auto: a GPU if there is one")
     run.add_argument("--shard-llm", action="store_true", help="spread the frozen LLM's weights over the ranks")
+    run.add_argument("--compile", action="store_true",
+                     help="torch.compile for the layers of the LLM and of a frozen tower; the first steps take longer")
     run.add_argument("--rank-timeout", type=float, default=600.0,
                      help="seconds after which a rank, or a loader's worker, that does not answer ends the run")
     run.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation")

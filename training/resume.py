@@ -15,7 +15,7 @@ RESULT_FLAGS = ("epochs", "lr_qformer", "lr_queries", "lr_decoder", "lr_lora", "
                 "grad_clip", "ema_decay", "precision", "seed", "mirror", "noisy_copies", "rotation", "zoom",
                 "photometric")
 # Settings of the network without a say in the result; load_trainable compares the frozen weights themselves.
-_FREE_MODEL_SETTINGS = frozenset({"llm_path", "qformer_pretrained", "llm_checkpointing"})
+_FREE_MODEL_SETTINGS = frozenset({"llm_path", "qformer_pretrained", "llm_attention", "llm_checkpointing"})
 # Flags that say nothing about how the run goes on.
 _SILENT_FLAGS = frozenset({"resume", "allow_changed", "reshuffle", "output_dir", "fp16", "confirm_unfreeze_llm"})
 

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from evaluation.chamfer_ap import format_table
 from models.alarms import SPREADS
+from models.compilation import compile_frozen
 from models.config import ModelConfig
 from models.criterion import MapCriterion
 from models.detector import MapDetector, build_detector
@@ -47,6 +48,8 @@ class Trainer:
         self.frozen_identity = frozen_identity(self.model)
         if args.shard_llm:
             shard_llm(self.model.llm, self.device)
+        if args.compile:
+            compile_frozen(self.model)
         torch.manual_seed(args.seed + 1_000_003 * ranks.rank)  # dropout; rank 0 draws what one process alone draws
         self.rates = {"qformer": args.lr_qformer, "queries": args.lr_queries, "decoder": args.lr_decoder,
                       "lora": args.lr_lora}

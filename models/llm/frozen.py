@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from models.attention_mask import added_mask, block_mask
 from models.config import ModelConfig
 from models.llm.files import FLAG, LLMFiles, find_llm, first_layers, load_tokenizer, require_packages
 from models.llm.gguf import gguf_weights
@@ -89,14 +90,12 @@ class FrozenLLM(nn.Module):
         mask: bool [B, 1, T, T], True = may attend. position_ids: int64 [B, T].
         """
         dtype = self.model.get_input_embeddings().weight.dtype
-        # Eager attention adds the mask; SDPA would turn a bool mask into this one anew in each layer and keep them all,
-        # and on a GPU also copy one whose rows do not begin at multiples of 8 elements.
-        total = mask.shape[-1]
-        added = torch.zeros(*mask.shape[:-1], -(-total // 8) * 8, dtype=dtype, device=mask.device)[..., :total]
-        added.masked_fill_(~mask, torch.finfo(dtype).min)
+        flex = self.model.config._attn_implementation == "flex_attention"
+        attention_mask = block_mask(mask) if flex else added_mask(mask, dtype)
         return self.model(
-            inputs_embeds=embeddings.to(dtype), attention_mask=added, position_ids=position_ids, use_cache=False
-        ).last_hidden_state
+            inputs_embeds=embeddings.to(dtype), attention_mask=attention_mask, position_ids=position_ids,
+            use_cache=False,
+        ).last_hidden_state  # fmt: skip
 
 
 def build_llm(
@@ -118,7 +117,9 @@ def build_llm(
     hf_config = first_layers(config.llm_path, whole, config.llm_layers)
     left_out = range(hf_config.num_hidden_layers, whole.num_hidden_layers)
     prompt = _build_prompt(config, files, hf_config.max_position_embeddings)
-    model = empty_model(f"{FLAG} {config.llm_path}", hf_config)
+    # On the CPU there is no backward pass of flex attention; on the meta device nothing attends.
+    flex = config.llm_attention == "flex" and device.type == "cuda"
+    model = empty_model(f"{FLAG} {config.llm_path}", hf_config, "flex_attention" if flex else "sdpa")
     dtype = torch.float32 if config.unfreeze_llm else dtype
     if config.llm_quantization != "none":
         quantize_linears(model, config.llm_quantization, dtype)

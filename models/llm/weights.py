@@ -18,14 +18,15 @@ _LAYER_NUMBER = re.compile(r"\.(\d+)\.")
 _NOT_NEEDED = re.compile(r"^(lm_head|embed_out|score)\.|rotary_emb\.inv_freq$")
 
 
-def empty_model(name: str, config: PreTrainedConfig) -> PreTrainedModel:
-    """The model without a head on the meta device. name: what the user gave, for messages.
+def empty_model(name: str, config: PreTrainedConfig, attention: str = "sdpa") -> PreTrainedModel:
+    """The model without a head on the meta device.
 
+    name: what the user gave, for messages. attention: Hugging Face's name of how it attends.
     Raises UserError when it cannot be driven by embeddings, a mask and position ids.
     """
     try:
         with torch.device("meta"):
-            model = AutoModel.from_config(config, attn_implementation="sdpa")
+            model = AutoModel.from_config(config, attn_implementation=attention)
     except (ValueError, AssertionError) as error:
         raise UserError(f"{name}: {config.model_type} cannot be built ({' '.join(str(error).split())[:160]}); "
                         "expected a decoder-only language model such as llama, mistral, qwen2 or qwen3") from error

@@ -14,7 +14,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from evaluation.inference import move_batch
-from models.config import ModelConfig
+from models.compilation import check_compiling, compile_frozen
+from models.config import ATTENTIONS, ModelConfig
 from models.criterion import MapCriterion
 from models.detector import build_detector
 from tools.benchmarks.common import private_memory_mb, spread
@@ -35,6 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--precision", choices=PRECISIONS, help="default: fp16 on a GPU, fp32 on a CPU")
     parser.add_argument("--gradient-checkpointing", action="store_true", help="of the LLM")
+    parser.add_argument("--llm-attention", choices=ATTENTIONS, default="sdpa", help="flex: on a GPU")
+    parser.add_argument("--compile", action="store_true", help="torch.compile for the frozen layers")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--warmup", type=int, default=2)
 
@@ -47,10 +50,14 @@ def run(args: argparse.Namespace) -> dict:
         )
     precision = args.precision or default_precision(torch.cuda.is_available())
     dtype = PRECISIONS[precision]
-    config = replace(config_from(args), llm_checkpointing=args.gradient_checkpointing)
+    config = replace(
+        config_from(args), llm_attention=args.llm_attention, llm_checkpointing=args.gradient_checkpointing
+    )
+    if args.compile:
+        check_compiling(config, default_device())
     flop = model_flop(config, args.batch_size)
     rate = matmul_rate(dtype)
-    found = measure_step(config, made_up_batch(config, args.batch_size), dtype, args.steps, args.warmup)
+    found = measure_step(config, made_up_batch(config, args.batch_size), dtype, args.steps, args.warmup, args.compile)
     seconds = found["seconds"]["median"]
     found |= {
         "precision": precision,
@@ -62,14 +69,16 @@ def run(args: argparse.Namespace) -> dict:
     memory = f"peak {found['peak_gb']:.2f} GB" if found["held_gb"] is None else f"holds {found['held_gb']:.2f} GB"
     print(
         f"batch {args.batch_size}, {precision}, checkpointing {'on' if config.llm_checkpointing else 'off'}, "
-        f"{default_device()}: "
+        f"{config.llm_attention}{', compiled' if args.compile else ''}, {default_device()}: "
         f"{seconds:.3f} s a step ({found['samples_per_s']:.2f} samples/s), {memory}, "
         f"{flop / 1e12:.2f} model TFLOP, {found['mfu']:.0%} of the matrix product's {rate / 1e12:.3g} TFLOP/s"
     )
     return found
 
 
-def measure_step(config: ModelConfig, batch: dict, dtype: torch.dtype, steps: int, warmup: int) -> dict:
+def measure_step(
+    config: ModelConfig, batch: dict, dtype: torch.dtype, steps: int, warmup: int, compiled: bool = False
+) -> dict:
     """Seconds of forward, losses, backward, clipping and optimizer, and the peak memory in gigabytes (10^9 bytes).
 
     On a CPU, whose peak is not known, peak_gb is None and held_gb what the process holds after the last step.
@@ -77,6 +86,8 @@ def measure_step(config: ModelConfig, batch: dict, dtype: torch.dtype, steps: in
     device = default_device()
     torch.manual_seed(0)
     model = build_detector(config, device, dtype).train()
+    if compiled:
+        compile_frozen(model)
     criterion = MapCriterion(config.num_points, config.num_classes, config.pc_range)
     optimizer = build_optimizer(model, dict.fromkeys(parameter_groups(model), 1e-4), weight_decay=0.01)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
