@@ -16,9 +16,10 @@ VAL_CACHE="$WORLD/gt_cache/${VERSION}_val_60x30.safetensors"
 DEVICE=${DEVICE:-$(python -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")')}
 export DEVICE
 if [ "$DEVICE" = cpu ]; then
-    HALF_OF_THE_CORES=$((($(nproc) + 1) / 2))
+    THREADS=$((($(nproc) + 1) / 2))
+    [ "$THREADS" -le 4 ] || THREADS=4   # a network this small has no work for more
     export NPROC_PER_NODE=${NPROC_PER_NODE:-2} BATCH_SIZE=${BATCH_SIZE:-2} NUM_WORKERS=${NUM_WORKERS:-1}
-    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$HALF_OF_THE_CORES}
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$THREADS}
 else
     export NPROC_PER_NODE=${NPROC_PER_NODE:-1} BATCH_SIZE=${BATCH_SIZE:-4} NUM_WORKERS=${NUM_WORKERS:-4}
 fi

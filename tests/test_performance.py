@@ -23,3 +23,20 @@ def test_the_criterion_is_far_from_loops_over_samples(monkeypatch, tmp_path):
     found = run(monkeypatch, tmp_path, "criterion", "--repeats", 5, "--steps", 0)
     assert found["yardstick_ratio"]["median"] >= 5
     assert found["matrix_yardstick_ratio"]["median"] >= 2.5
+
+
+def test_the_evaluation_is_far_from_a_plain_implementation(monkeypatch, tmp_path):
+    counts = {"samples": 120, "timed-samples": 100, "yardstick-samples": 10, "num-workers": 1}
+    flags = [word for name, count in counts.items() for word in (f"--{name}", count)]
+    found = run(monkeypatch, tmp_path, "eval", *flags)
+    assert min(found[protocol]["yardstick_ratio"] for protocol in ("maptr", "streammapnet")) >= 2.5
+
+
+def test_a_step_at_full_width_is_near_the_rate_of_a_matrix_product(monkeypatch, tmp_path):
+    found = run(monkeypatch, tmp_path, "step", "--layers", 1, "--steps", 1, "--warmup", 1)
+    assert found["mfu"] >= 0.5
+
+
+def test_attention_is_a_small_part_of_a_layer(monkeypatch, tmp_path):
+    found = run(monkeypatch, tmp_path, "attention", "--repeats", 2, "--warmup", 1)
+    assert found["share_of_layer"]["median"] <= 0.25
