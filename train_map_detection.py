@@ -168,8 +168,7 @@ def prepare(
     )
     if args.shard_llm:
         ranks.from_main(lambda: check_sharding(config, ranks.world_size))
-    if args.compile:
-        ranks.from_main(lambda: check_compiling(config, default_device(args.device), args.shard_llm))
+    ranks.from_main(lambda: check_compiling(config, default_device(args.device), args.compile, args.shard_llm))
     trainer = Trainer(args, config, *loaders, ranks, watch)
     lines = describe(trainer, loaders, differences)
     if checkpoint:

@@ -4,6 +4,7 @@ import ctypes
 import warnings
 
 import numpy as np
+import PIL
 import torch
 from PIL import Image
 from torch import Tensor
@@ -16,6 +17,10 @@ from data.images import adjust_colours, decode, decoder_reduction
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     torch.frombuffer(b"0", dtype=torch.uint8)
+
+
+# Pillow shares pixels since 11.2, but there never frees an image that was shared. PILLOW_ALIGNMENT may pad its rows.
+_SHARES_PIXELS = tuple(map(int, PIL.__version__.split(".")[:2])) >= (11, 3) and Image.core.get_alignment() == 1
 
 
 class _ArrowArray(ctypes.Structure):
@@ -54,18 +59,22 @@ def pixels_of(image: Image.Image) -> Tensor:
     """An RGB image of Pillow's as uint8 [H, W, 4], to be read only while the image lives; the last byte means nothing.
 
     These are Pillow's own bytes, which it gives out by Arrow's C data interface: a list of four values for each pixel.
-    They are copied where it cannot: before version 11.2, or from an image of more than one of its blocks of 16 MB.
+    They are copied where it cannot: before version 11.3, or from an image of more than one of its blocks of 16 MB.
     """
-    height, width = image.height, image.width
+    content = _shared_bytes(image) if _SHARES_PIXELS else None
+    if content is None:
+        content = image.tobytes("raw", "RGBX")
+    return torch.frombuffer(content, dtype=torch.uint8).view(image.height, image.width, 4)
+
+
+def _shared_bytes(image: Image.Image) -> ctypes.Array | None:
     try:
         _, capsule = image.__arrow_c_array__()
-    except (AttributeError, ValueError):
-        content = image.tobytes("raw", "RGBX")
-    else:
-        array = _ArrowArray.from_address(_pointer_in_capsule(capsule, b"arrow_array"))
-        values = array.children[0].contents  # its buffers: validity, which is absent, and the bytes
-        content = (ctypes.c_uint8 * (height * width * 4)).from_address(values.buffers[1])
-    return torch.frombuffer(content, dtype=torch.uint8).view(height, width, 4)
+    except ValueError:  # more than one block
+        return None
+    array = _ArrowArray.from_address(_pointer_in_capsule(capsule, b"arrow_array"))
+    values = array.children[0].contents  # its buffers: validity, which is absent, and the bytes
+    return (ctypes.c_uint8 * (4 * image.height * image.width)).from_address(values.buffers[1])
 
 
 def adjust_pixels(pixels: Tensor, brightness: float, contrast: float, saturation: float) -> Tensor:

@@ -136,12 +136,14 @@ class ModelConfig:
         _require(self.lora_rank >= 0, "lora_rank", self.lora_rank, "must be 0 (none) or positive")
         _require(self.lora_alpha > 0, "lora_alpha", self.lora_alpha, "must be positive")
         changes_llm = (self.lora_rank > 0 or self.unfreeze_llm or self.llm_quantization != "none"
-                       or self.llm_layers > 0)  # fmt: skip
+                       or self.llm_layers > 0 or self.llm_attention != "sdpa")  # fmt: skip
         of_prefix = self.prompt_context or "causal_prefix" in self.without
         _require(not (self.llm_path == "none" and of_prefix), "llm_path", self.llm_path,
                  "leaves no prefix for prompt_context or without=causal_prefix to change")
         _require(not (self.llm_path == "none" and changes_llm), "llm_path", self.llm_path,
-                 "leaves nothing for lora_rank, unfreeze_llm, llm_quantization or llm_layers to act on")
+                 "leaves nothing for lora_rank, unfreeze_llm, llm_quantization, llm_layers or llm_attention to act on")
+        _require(not (self.unfreeze_llm and self.llm_attention == "flex"), "llm_attention", self.llm_attention,
+                 "takes weights in one precision, unfreeze_llm keeps them in float32 under autocast; take sdpa")
         _require(not (self.unfreeze_llm and (self.lora_rank or self.llm_quantization != "none")), "unfreeze_llm",
                  self.unfreeze_llm, "goes with lora_rank=0 and llm_quantization=none, which are for frozen weights")
 

@@ -16,8 +16,11 @@ fi
 
 # nuscenes-devkit wants numpy 1, which has no wheels for 3.13.
 "$PYTHON" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || {
-    echo "error: $PYTHON is $("$PYTHON" --version 2>&1), needed is 3.11 or 3.12; leave the active environment if there" \
-        "is one, and set PYTHON=/path/to/python3.11" >&2
+    case "$PYTHON" in
+        "$PWD/.venv/bin/python") FIX="remove .venv and set PYTHON=/path/to/python3.11" ;;
+        *) FIX="leave the active environment if there is one, and set PYTHON=/path/to/python3.11" ;;
+    esac
+    echo "error: $PYTHON is $("$PYTHON" --version 2>&1), needed is 3.11 or 3.12; $FIX" >&2
     exit 2
 }
 if [ -z "$ENVIRONMENT" ]; then

@@ -146,7 +146,7 @@ def test_attention_is_timed_with_the_mask_of_the_detector(without):
 def test_ways_to_attend_are_timed(monkeypatch, tmp_path, capsys):
     result = run(monkeypatch, tmp_path, "attention", "--preset", "tiny", "--repeats", 2, "--warmup", 1)
     assert 0 < result["allowed_pairs"] < 1 - result["empty_blocks"] < 1
-    assert result["share_of_layer"]["count"] == 2 and 0 < result["share_of_layer"]["median"] < 1
+    assert result["share_of_layer"]["count"] == 2 and result["share_of_layer"]["median"] > 0
     assert ("flex_layer_ms" in result) == torch.cuda.is_available()
     assert "521 tokens" in capsys.readouterr().out
     with pytest.raises(UserError, match="--llm-path none"):

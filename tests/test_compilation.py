@@ -73,14 +73,34 @@ def test_a_training_compiles_what_is_frozen(synthetic_world, caches, tmp_path):
     ({}, True, "--compile: --shard-llm"),
 ])
 def test_what_cannot_be_compiled_is_refused(changes, sharded, message):
-    check_compiling(micro_config(), CPU)
-    check_compiling(replace(frozen_config(), llm_path="none"), CPU)
+    check_compiling(micro_config(), CPU, compiled=True)
+    check_compiling(replace(frozen_config(), llm_path="none"), CPU, compiled=True)
+    check_compiling(micro_config(**changes), CPU, False, sharded)
     with pytest.raises(UserError, match=message):
-        check_compiling(micro_config(**changes), CPU, sharded)
+        check_compiling(micro_config(**changes), CPU, True, sharded)
 
 
-def test_a_machine_without_a_compiler_is_told_so(monkeypatch, tmp_path):
+@pytest.mark.parametrize(("device", "there", "variables", "looked_for"), [
+    ("cpu", "clang++", {}, r"g\+\+"), ("cpu", "g++", {"CXX": "icpx"}, "icpx"), ("cpu", "g++", {}, None),
+    ("cuda", "g++", {}, "gcc and clang"), ("cuda", "clang", {}, None), ("cuda", "gcc", {"CC": "/no/cc"}, "/no/cc"),
+])  # fmt: skip
+def test_a_machine_without_the_compiler_is_told_so(device, there, variables, looked_for, monkeypatch, tmp_path):
+    (tmp_path / there).touch(mode=0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(UserError, match=r"--compile: finds neither of g\+\+, clang\+\+"):
-        check_compiling(micro_config(), CPU)
+    for name in ("CC", "CXX"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    device, flex = torch.device(device), micro_config(llm_attention="flex")
+    check_compiling(micro_config(), device, compiled=False)
+    asked = [(micro_config(), True, "--compile")]
+    if device.type == "cuda":
+        asked.append((flex, False, "--llm-attention flex"))
+    else:
+        check_compiling(flex, device, compiled=False)
+    for config, compiled, flag in asked:
+        if looked_for is None:
+            check_compiling(config, device, compiled)
+        else:
+            with pytest.raises(UserError, match=f"{flag}: no compiler, looked for {looked_for};"):
+                check_compiling(config, device, compiled)

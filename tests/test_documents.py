@@ -138,7 +138,8 @@ def test_flags_and_files_named_alone_are_those_of_some_program(document):
                 for path in ROOT.glob("tools/*.py") if "run_cli(main)" in path.read_text()))  # fmt: skip
     known = set().union(*STARTERS.values(), *(flags_of(parser_of(program)) for program in programs))
     text = text_of(document)
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+(?![/\w.])", text)) <= known
+    named = re.findall(r"(?<![\w-])(--[a-z][a-z0-9-]*[a-z0-9])(/|_|\.py)?", text)
+    assert {flag for flag, rest_of_a_path in named if not rest_of_a_path} <= known
     for path in set(re.findall(r"(?:tools|scripts)/[a-z0-9_]+\.(?:py|sh|slurm)", text)):
         assert (ROOT / path).is_file(), f"{document}: {path}"
 

@@ -154,10 +154,11 @@ def test_flex_attention_reads_the_same():
 @pytest.mark.gpu
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_flex_attention_passes_the_same_gradient_on(checkpointing):
-    config = micro_config(llm_checkpointing=checkpointing)
+    shape = RandomLLMConfig(hidden_size=64, num_layers=2, num_heads=2, mlp_size=96, vocab_size=64)
+    config = micro_config(llm_checkpointing=checkpointing, random_llm=shape)
     valid = torch.ones(2, 4, dtype=torch.bool, device="cuda")
     mask, position_ids = map_attention_mask(valid, 200, 3, 20), map_position_ids(valid, 200, 3, 20)
-    start = torch.randn(2, mask.shape[-1], 16, device="cuda")
+    start = torch.randn(2, mask.shape[-1], 64, device="cuda")
     gradients = []
     for attention in ("sdpa", "flex"):
         llm = build_llm(replace(config, llm_attention=attention), torch.device("cuda"))
@@ -169,8 +170,10 @@ def test_flex_attention_passes_the_same_gradient_on(checkpointing):
 
 def test_flex_attention_is_for_gpus_alone():
     assert build_llm(micro_config(llm_attention="flex")).model.config._attn_implementation == "sdpa"
-    with pytest.raises(ValueError, match="llm_attention"):
-        micro_config(llm_attention="flash")
+    for changes in ({"llm_attention": "flash"}, {"llm_attention": "flex", "unfreeze_llm": True},
+                    {"llm_attention": "flex", "llm_path": "none"}):  # fmt: skip
+        with pytest.raises(ValueError, match="llm_attention"):
+            micro_config(**changes)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

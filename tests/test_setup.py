@@ -23,3 +23,19 @@ def test_an_environment_whose_making_failed_is_made_again(tmp_path):
                        env={"PATH": "/usr/bin:/bin", "PYTHON": str(python)})
     made = [line for line in (tmp_path / "calls").read_text().splitlines() if line == "-m venv .venv"]
     assert len(made) == 1, "once, and not again when it is whole"
+
+
+def test_an_environment_of_another_python_is_named_with_what_mends_it(tmp_path):
+    """The repository's own is to be removed, since it goes before $PYTHON; any other is to be left."""
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts/setup.sh", tmp_path / "scripts")
+    own, other = tmp_path / ".venv", tmp_path / "other"
+    for environment in (own, other):
+        (environment / "bin").mkdir(parents=True)
+        (environment / "bin/activate").touch()
+        (environment / "bin/python").write_text('#!/bin/sh\n[ "$1" != --version ] || echo Python 3.13.1\nexit 1\n')
+        (environment / "bin/python").chmod(0o755)
+    for variables, fix in (({}, "remove .venv and set PYTHON="), ({"VIRTUAL_ENV": str(other)}, "leave the active")):
+        done = subprocess.run(["bash", str(tmp_path / "scripts/setup.sh")], capture_output=True, text=True,
+                              env={"PATH": "/usr/bin:/bin"} | variables)
+        assert done.returncode == 2 and "is Python 3.13.1, needed is 3.11 or 3.12; " + fix in done.stderr

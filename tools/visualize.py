@@ -38,6 +38,7 @@ from evaluation.vectors import Vectors, no_vectors  # noqa: E402
 from utils.command_line import documented_parser  # noqa: E402
 from utils.errors import UserError, run_cli  # noqa: E402
 from utils.files import default_dataroot, replacing, require_writable  # noqa: E402
+from utils.frame import CLASSES  # noqa: E402
 
 MAX_FPS = 50.0  # GIF counts in hundredths of a second, and viewers slow down what is faster
 
@@ -137,7 +138,9 @@ def draw_sheet(args: argparse.Namespace, cache: GTCache) -> None:
         raise UserError(f"{args.gt_cache}: no sample with ground truth or predictions, nothing to rank; take another")
     cells = [sheet_cell(cache[chosen[i]], predictions[i], scores[i]) for i in order]
     split = f"{cache.meta['version']} {cache.meta['split']}"
-    least = "/".join(f"{score:.2g}" for score in dict.fromkeys(args.min_scores.tolist()))
+    least = ", ".join(f"{name} {score:.3g}" for name, score in zip(CLASSES, args.min_scores, strict=True))
+    if args.best_f1 is None:
+        least = f"{args.score_threshold:g}"
     title = (
         f"{args.sheet.capitalize()} {len(cells)} of {len(cache)} samples ({split}), "
         f"F1 at {F1_THRESHOLD:g} m of predictions scored {least} or more"

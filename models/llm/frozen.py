@@ -53,8 +53,9 @@ class FrozenLLM(nn.Module):
         """The decoder layers, first to last. Raises UserError for a model whose layers are unknown here."""
         layers = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
         if not layers:
-            raise UserError(f"{FLAG}: the layers of a {self.model.config.model_type} model are unknown here; leave out "
-                            "--gradient-checkpointing and --shard-llm, or take a llama, mistral, qwen2 or qwen3 model")
+            raise UserError(f"{FLAG}: the layers of a {self.model.config.model_type} model are unknown here; take a "
+                            "llama, mistral, qwen2 or qwen3 model, or leave out --gradient-checkpointing, --shard-llm "
+                            "and --compile")
         return layers
 
     @property

@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask
 
 from models.attention_mask import added_mask, block_mask, map_attention_mask, map_position_ids
 from models.config import ModelConfig
@@ -23,7 +24,10 @@ from utils.device import PRECISIONS, default_device, default_precision
 from utils.errors import UserError
 from utils.frame import CAMERAS
 
-LAYERS = {"layer_ms": "sdpa", "eager_layer_ms": "eager", "flex_layer_ms": "flex_attention"}
+TITLES = {
+    "layer_ms": "a layer, SDPA", "eager_layer_ms": "a layer, eager", "flex_layer_ms": "a layer, flex",
+    "masked_ms": "SDPA alone, masked", "unmasked_ms": "SDPA alone, no mask",
+}  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +57,7 @@ def run(args: argparse.Namespace) -> dict:
         "empty_blocks": block_mask(mask).sparsity() / 100,
         "share_of_layer": ratios("masked_ms", "layer_ms"),
         "masked_ratio": ratios("masked_ms", "unmasked_ms"),
-        **{f"{name.removesuffix('_ms')}_ratio": ratios(name, "layer_ms") for name in LAYERS if name in seconds},
+        **{name.replace("_ms", "_ratio"): ratios(name, "layer_ms") for name in seconds if name.endswith("_layer_ms")},
     }
     print(format_result(found, args.batch_size, device))
     return found
@@ -70,27 +74,35 @@ def llm_input(config: ModelConfig, llm: FrozenLLM, batch_size: int) -> tuple[Ten
 
 
 def works(llm: FrozenLLM, mask: Tensor, position_ids: Tensor) -> dict[str, Callable[[], None]]:
-    """Forward and backward passes to time: whole layers, and the attention inside alone with and without the mask."""
+    """Forward and backward passes to time: whole layers, and the attention inside alone with and without the mask.
+
+    Masks are made beforehand, as the model makes them once for all layers. An LLM that cannot attend by flex attention
+    goes without.
+    """
     settings, dtype = llm.model.config, llm.model.get_input_embeddings().weight.dtype
     batch, total = position_ids.shape
-    cuda = mask.device.type == "cuda"
+    heads = settings.num_attention_heads
+    head_dim = getattr(settings, "head_dim", None) or settings.hidden_size // heads
+    added = added_mask(mask, dtype)
+    embeddings = torch.randn(batch, total, llm.hidden_size, device=mask.device, dtype=dtype)
+    qkv = torch.randn(3, batch, heads, total, head_dim, device=mask.device, dtype=dtype)
 
-    def layer(implementation: str) -> Callable[[], None]:
-        start = torch.randn(batch, total, llm.hidden_size, device=mask.device, dtype=dtype)
+    def layer(implementation: str, attention_mask: Tensor | BlockMask) -> Callable[[], None]:
+        settings = {"attention_mask": attention_mask, "position_ids": position_ids, "use_cache": False}
 
         def work() -> None:
             llm.model.set_attn_implementation(implementation)
-            both_ways(lambda embeddings: llm(embeddings, mask, position_ids), start)
+            both_ways(lambda inputs: llm.model(inputs_embeds=inputs, **settings).last_hidden_state, embeddings)
 
         return work
 
-    def attention(added: Tensor | None) -> Callable[[], None]:
-        heads = settings.num_attention_heads
-        start = torch.randn(3, batch, heads, total, settings.hidden_size // heads, device=mask.device, dtype=dtype)
-        return lambda: both_ways(lambda qkv: F.scaled_dot_product_attention(*qkv, attn_mask=added), start)
+    def attention(attn_mask: Tensor | None) -> Callable[[], None]:
+        return lambda: both_ways(lambda inputs: F.scaled_dot_product_attention(*inputs, attn_mask=attn_mask), qkv)
 
-    found = {name: layer(each) for name, each in LAYERS.items() if cuda or each != "flex_attention"}
-    return found | {"masked_ms": attention(added_mask(mask, dtype)), "unmasked_ms": attention(None)}
+    found = {"layer_ms": layer("sdpa", added), "eager_layer_ms": layer("eager", added)}
+    if mask.device.type == "cuda" and llm.model._supports_flex_attn:
+        found["flex_layer_ms"] = layer("flex_attention", block_mask(mask))
+    return found | {"masked_ms": attention(added), "unmasked_ms": attention(None)}
 
 
 def both_ways(function: Callable[[Tensor], Tensor], start: Tensor) -> None:
@@ -103,14 +115,12 @@ def both_ways(function: Callable[[Tensor], Tensor], start: Tensor) -> None:
 
 def format_result(found: dict, batch_size: int, device: torch.device) -> str:
     """The figures as lines of text."""
-    names = {"layer_ms": "a layer, SDPA", "eager_layer_ms": "a layer, eager", "flex_layer_ms": "a layer, flex",
-             "masked_ms": "SDPA alone, masked", "unmasked_ms": "SDPA alone, no mask"}  # fmt: skip
     lines = [
         f"batch {batch_size}, {found['precision']}, {device}: {found['tokens']} tokens, {found['allowed_pairs']:.0%} "
         f"of the pairs may attend, {found['empty_blocks']:.0%} of the blocks are empty; ms forward and backward "
         "(10 to 90 %)"
     ]
-    for name, title in names.items():
+    for name, title in TITLES.items():
         if name in found:
             values = found[name]
             lines.append(f"  {title:20s} {values['median']:8.1f} ({values['p10']:.1f} to {values['p90']:.1f})")

@@ -53,8 +53,9 @@ def run(args: argparse.Namespace) -> dict:
     config = replace(
         config_from(args), llm_attention=args.llm_attention, llm_checkpointing=args.gradient_checkpointing
     )
-    if args.compile:
-        check_compiling(config, default_device())
+    if args.llm_attention == "flex" and default_device().type != "cuda":
+        raise UserError("--llm-attention flex: has no backward pass on a CPU; leave it out, or take a CUDA device")
+    check_compiling(config, default_device(), args.compile)
     flop = model_flop(config, args.batch_size)
     rate = matmul_rate(dtype)
     found = measure_step(config, made_up_batch(config, args.batch_size), dtype, args.steps, args.warmup, args.compile)
