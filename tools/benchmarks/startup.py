@@ -19,7 +19,7 @@ from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 VERSION = "v1.0-trainval"
-IMPORTS = "import train_map_detection, transformers.models.llama.modeling_llama, nuscenes.utils.splits"
+IMPORTS = "import train_map_detection, transformers.models.llama.modeling_llama"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
