@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import sysconfig
+from pathlib import Path
 
 import torch
 
@@ -21,13 +23,22 @@ def check_compiling(config: ModelConfig, device: torch.device, compiled: bool, s
     if compiled and sharded:
         raise UserError("--compile: --shard-llm cuts the layers that would be compiled; leave out one of them")
     flex = config.llm_attention == "flex" and device.type == "cuda"
-    if compiled or flex:
-        # As torch looks for them: Inductor for C++ on a CPU, Triton for C on a GPU.
-        variable, usual = ("CXX", ("g++",)) if device.type == "cpu" else ("CC", ("gcc", "clang"))
-        wanted = (os.environ[variable],) if os.environ.get(variable) else usual
-        if not any(map(shutil.which, wanted)):
-            raise UserError(f"{'--compile' if compiled else '--llm-attention flex'}: no compiler, looked for "
-                            f"{' and '.join(wanted)}; install one, or leave it out")
+    missing = missing_for_compiling(device) if compiled or flex else None
+    if missing:
+        raise UserError(f"{'--compile' if compiled else '--llm-attention flex'}: {missing}, or leave it out")
+
+
+def missing_for_compiling(device: torch.device) -> str | None:
+    """What torch needs on this machine to compile for the device and does not find, and what to do; None: nothing."""
+    # As torch looks for them: Inductor for C++ on a CPU, Triton for C on a GPU; what both write includes Python.h.
+    variable, usual = ("CXX", ("g++",)) if device.type == "cpu" else ("CC", ("gcc", "clang"))
+    wanted = (os.environ[variable],) if os.environ.get(variable) else usual
+    if not any(map(shutil.which, wanted)):
+        return f"no compiler, looked for {' and '.join(wanted)}; install one"
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    if not header.is_file():
+        return f"no {header}; install Python's development files"
+    return None
 
 
 def compile_frozen(model: MapDetector) -> None:

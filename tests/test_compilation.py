@@ -1,5 +1,6 @@
 """--compile: the frozen layers as compiled code give the same values and gradients, and what cannot be is refused."""
 
+import sysconfig
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ from torch._dynamo.utils import counters
 from models.compilation import check_compiling, compile_frozen
 from models.config import RandomLLMConfig
 from models.detector import build_detector
+from tests.compiler import needs_compiler
 from tests.micro import micro_config, random_batch
 from tests.micro_trainer import make_trainer
 from tools.benchmarks.full_model import stand_in_loss
@@ -39,6 +41,7 @@ def results(config, compiled):
     return loss.detach(), other, gradients, list(model.state_dict())
 
 
+@needs_compiler
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_compiled_layers_give_the_same_values_and_gradients(checkpointing):
     config = frozen_config(llm_checkpointing=checkpointing)
@@ -54,6 +57,7 @@ def test_compiled_layers_give_the_same_values_and_gradients(checkpointing):
         torch.testing.assert_close(gradient, compiled[2][name], rtol=1e-3, atol=1e-5 * gradient.abs().max() + 1e-6)
 
 
+@needs_compiler
 def test_a_training_compiles_what_is_frozen(synthetic_world, caches, tmp_path):
     """And ends with the weights of a training without, but for few whose gradient is little more than rounding."""
     ends = []
@@ -68,6 +72,7 @@ def test_a_training_compiles_what_is_frozen(synthetic_world, caches, tmp_path):
     assert differs.float().mean() < 1e-3
 
 
+@needs_compiler
 @pytest.mark.parametrize(("changes", "sharded", "message"), [
     ({"llm_path": "none"}, False, "--compile: .*nothing is frozen"),
     ({}, True, "--compile: --shard-llm"),
@@ -86,7 +91,9 @@ def test_what_cannot_be_compiled_is_refused(changes, sharded, message):
 ])  # fmt: skip
 def test_a_machine_without_the_compiler_is_told_so(device, there, variables, looked_for, monkeypatch, tmp_path):
     (tmp_path / there).touch(mode=0o755)
+    (tmp_path / "Python.h").touch()
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     for name in ("CC", "CXX"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
@@ -104,3 +111,12 @@ def test_a_machine_without_the_compiler_is_told_so(device, there, variables, loo
         else:
             with pytest.raises(UserError, match=f"{flag}: no compiler, looked for {looked_for};"):
                 check_compiling(config, device, compiled)
+
+
+def test_a_machine_without_pythons_headers_is_told_so(monkeypatch, tmp_path):
+    (tmp_path / "g++").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path / "include"))
+    with pytest.raises(UserError, match="--compile: no .*Python.h; install"):
+        check_compiling(micro_config(), CPU, compiled=True)

@@ -14,6 +14,7 @@ from models.llm.frozen import FrozenLLM, build_llm, check_unfreezing
 from models.llm.prompt import Prompt
 from models.llm.random_llama import build_random_llama, random_weights
 from models.llm.weights import empty_model, fill
+from tests.compiler import needs_compiler
 from tests.made_llm import made_llm
 from tests.micro import micro_config, random_batch
 from utils.errors import UserError
@@ -136,6 +137,7 @@ def test_a_token_changes_exactly_the_outputs_that_may_see_it(attention, num_laye
     assert {pair[:2] for pair in pairs} == set(product(kinds, kinds))
 
 
+@needs_compiler
 def test_flex_attention_reads_the_same():
     """Without gradient: on a CPU it has no backward pass."""
     valid = torch.tensor([[True, True, True, True], [True, True, False, False]])
