@@ -19,8 +19,8 @@ DOCUMENTS = sorted(path.relative_to(ROOT).as_posix() for pattern in ("*.md", "do
                    for path in ROOT.glob(pattern))  # fmt: skip
 TRANSLATIONS = {"README.md": "README.zh-CN.md", "STAGE2_TRAINING_README.md": "STAGE2_TRAINING_README.zh-CN.md"}
 TRAINING_SCRIPTS = ("scripts/train_stage2.sh", "scripts/train_stage2_distributed.sh", "scripts/train_stage2.slurm")
-# Programs that start a file of the repository, and which of their own flags take a value.
 MADE = ".venv/"  # by scripts/setup.sh, where no environment is active
+# Programs that start a file of the repository, and which of their own flags take a value.
 STARTERS = {"python": (), "bash": (), "sbatch": (), "source": (), "torchrun": ("--nproc-per-node", "--max-restarts")}
 
 
