@@ -51,7 +51,7 @@ def load_pixels(
     image, factor = decode(path, source_size, decoder_reduction(window, size), sample_token)
     x0, y0, x1, y1 = box = [round(edge / factor) for edge in window.tolist()]
     # [1, 4, H, W], valid as long as `image` lives. Made of a batch, so that its strides tell torch that channels lie
-    # together; otherwise torch sorts them apart, which takes as long as the filter.
+    # together; otherwise torch sorts them apart, which takes nearly as long as the filter.
     pixels = pixels_of(image)[None, y0:y1, x0:x1].permute(0, 3, 1, 2)
     resized = F.interpolate(pixels, size, mode="bicubic", antialias=True)[0, :3]  # [3, H, W]
     return resized, np.array(box) * factor

@@ -11,7 +11,8 @@ from models.config import ModelConfig
 from models.detector import MapDetector
 from utils.errors import UserError
 
-# One for each of: tower or LLM, with or without gradient, a batch of 1 or more, a sequence of one length or any.
+# Tower and LLM share a limit: with or without gradient, a batch of 1 or more, a sequence of one length or any, and room
+# for an LLM with several kinds of layers. torch's own limit is 8, beyond which layers run uncompiled.
 _MOST_VARIANTS = 64
 
 
