@@ -1,9 +1,10 @@
 """Chamfer average precision, as the two published evaluators compute it.
 
 `maptr`: lines resampled to 100 points; a pair counts only if the lines widened by 2 m touch; mean over the
-classes that have ground truth (Liao et al., MapTR, ICLR 2023). `streammapnet`: 200 points, every pair
-counts, mean over all classes (Yuan et al., StreamMapNet, WACV 2024). Both: predictions in falling order of
-score, each takes its nearest ground-truth line of the class and is false if that is too far or taken already;
+classes that have ground truth, as in its tables per threshold (Liao et al., MapTR, ICLR 2023; the mean over thresholds
+that its code prints last counts an absent class as 0, which matters for small subsets only). `streammapnet`: 200
+points, every pair counts, mean over all classes (Yuan et al., StreamMapNet, WACV 2024). Both: predictions in falling
+order of score, each takes its nearest ground-truth line of the class and is false if that is too far or taken already;
 AP is the area under the envelope of the precision-recall curve; no score threshold and no cap on predictions.
 
 Published code breaks ties of scores by the order of the file. Here: by sample token, then by order in the

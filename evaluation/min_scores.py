@@ -24,7 +24,8 @@ def add_score_arguments(parser: argparse.ArgumentParser, default: float, hint: s
     )  # fmt: skip
     either.add_argument(
         "--best-f1", metavar="FILE",
-        help="or, for each class, those below the score of its best F1 in FILE, from tools/evaluate.py --json",
+        help="or, for each class, those below the score of its best F1 (at the largest threshold) in FILE, from "
+        "tools/evaluate.py --json",
     )  # fmt: skip
 
 

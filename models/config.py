@@ -187,7 +187,7 @@ _TINY = ModelConfig(
 
 PRESETS = {
     "tiny": _TINY,
-    # The toy tower in front of a real small language model, such as SmolLM2-135M; needs --llm-path.
+    # The toy tower in front of a real small language model, by default SmolLM2-135M from the hub.
     "small": replace(_TINY, llm_path="HuggingFaceTB/SmolLM2-135M"),
     "base": ModelConfig(qformer_pretrained="blip2"),
 }

@@ -37,9 +37,10 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
                        help=f"leave parts out, to measure what they are worth: {', '.join(PARTS)}; qformer not where "
                        "it is pretrained")
     model.add_argument("--lora-rank", type=int, default=0, help="train low-rank additions to the LLM; 0: none")
-    model.add_argument("--lora-alpha", type=float, default=16.0, help="they are scaled by alpha / rank")
+    model.add_argument("--lora-alpha", type=float, default=16.0, help="scales these additions by alpha / rank")
     model.add_argument("--unfreeze-llm", action="store_true", help="train the whole LLM, in fp32")
-    model.add_argument("--confirm-unfreeze-llm", action="store_true", help="although it takes over 100 GB for a 7B")
+    model.add_argument("--confirm-unfreeze-llm", action="store_true",
+                       help="needed with --unfreeze-llm: a 7B takes over 100 GB")
 
 
 def config_from_flags(args: argparse.Namespace) -> ModelConfig:

@@ -48,9 +48,9 @@ class CheckpointSource:
         if self.folder is not None:
             return next((self.folder / name for name in names if (self.folder / name).is_file()), None)
         for name in names:
-            cached = try_to_load_from_cache(self.repo_id, name)
-            if isinstance(cached, str):
-                return Path(cached)
+            cached = self._cached(name)
+            if cached is not None:
+                return cached
         for name in names:
             try:
                 # One request without a second try: without network, the download itself retries for half a minute.
@@ -65,6 +65,24 @@ class CheckpointSource:
                     f"fetched ({reason}); put {self.wanted_files} into a folder and give {self.flag} FOLDER"
                 ) from error
         return None
+
+    def those_of(self, *names: str) -> set[str]:
+        """Those of these files that the checkpoint has, fetched from the hub if need be.
+
+        Where the hub cannot be asked but some of them are in its cache, these are taken for all: the cache does not
+        hold what the repository lacks. Raises UserError when the hub cannot be asked and none is.
+        """
+        try:
+            return {name for name in names if self.first(name) is not None}
+        except UserError:
+            cached = {name for name in names if self._cached(name) is not None}
+            if not cached:
+                raise
+            return cached
+
+    def _cached(self, name: str) -> Path | None:
+        found = try_to_load_from_cache(self.repo_id, name)
+        return Path(found) if isinstance(found, str) else None
 
     def __str__(self) -> str:
         return f"{self.flag} {self.value}"

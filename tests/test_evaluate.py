@@ -99,6 +99,16 @@ def test_going_to_the_lidar_frame_undoes_the_way_to_another(records):
     np.testing.assert_allclose(in_frame(np.array([[0.0, 10.0]]), "ego", record), [[10.94, 0.0]], atol=1e-6)
 
 
+@pytest.mark.parametrize("style", ["maptr", "streammapnet"])
+def test_a_protocol_on_the_other_projects_ground_truth_is_pointed_out(files, records, monkeypatch, capsys, style):
+    write_gt_cache(files / "of_style.safetensors", records, META | {"gt_style": style})
+    flags = ["--predictions", files / "lidar.json", "--ground-truth", files / "of_style.safetensors"]
+    for protocol in ("maptr", "streammapnet"):
+        run(monkeypatch, *flags, "--protocol", protocol)
+        warned = f"ground truth of style {style}; scores published for --protocol {protocol}" in capsys.readouterr().err
+        assert warned == (style != protocol)
+
+
 def test_predictions_of_another_frame_are_refused_where_the_ground_truth_cannot_tell(files, monkeypatch):
     for frame in ("ego", "global"):
         with pytest.raises(UserError, match=f"{frame}.json: .*% of the points lie outside 60x30 m.*ego frame"):

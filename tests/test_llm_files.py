@@ -5,10 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import BertConfig, Blip2Config, BloomConfig, CLIPConfig, JambaConfig, T5Config
 
 from models.llm.files import find_llm, load_tokenizer, require_packages
 from models.llm.frozen import build_llm
+from tests.made_hub import hub_of, point_client_at
 from tests.made_llm import made_llm, save_llm, save_tokenizer
 from tests.micro import micro_config
 from utils.errors import UserError
@@ -57,6 +59,21 @@ def test_a_hub_id_without_network_says_what_to_fetch(monkeypatch):
     monkeypatch.setattr("models.tensor_files.get_hf_file_metadata", offline)
     message = refused("nobody/no-such-llm", "no route to host")
     assert "tokenizer.model" in message and "pytorch_model*.bin" in message and "--llm-path FOLDER" in message
+
+
+def test_a_hub_id_in_the_cache_needs_no_network(folder, tmp_path, monkeypatch):
+    """What the repository lacks is in no cache: here of Vicuna's files tokenizer.model, vocab.json and merges.txt."""
+    config = micro_config(llm_path="some/model", prompt="map of a car")
+    with hub_of(folder, tmp_path / "cache", monkeypatch):
+        tokens = build_llm(config).prompt([""])[0]
+    point_client_at(monkeypatch, "http://127.0.0.1:9", tmp_path / "cache")
+    for offline in (True, False):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+        assert torch.equal(build_llm(config).prompt([""])[0], tokens)
+    for file in (tmp_path / "cache").rglob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(UserError, match="some/model is no folder here, tokenizer_config.json is not in the"):
+        build_llm(config)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,8 @@
-import http.server
 import json
 import resource
 import shutil
 import struct
-import threading
 import time
-from functools import partial
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -16,6 +13,7 @@ from transformers import Blip2ForConditionalGeneration, Blip2Model
 
 from models.blip2_checkpoint import blip2_config, load_blip2
 from tests.made_blip2 import fresh_modules, language_shards, loaded, random_blip2, save_bin
+from tests.made_hub import Hub, hub_of, point_client_at
 from utils.errors import UserError
 
 
@@ -151,66 +149,26 @@ def test_a_folder_without_weights_or_config_and_a_path_to_nothing_say_what_belon
     assert "no such file or folder; put config.json and" in one_line_error(folder / "nowhere", modules)
 
 
-class Hub(http.server.SimpleHTTPRequestHandler):
-    """A hub with one repository, some/blip2, whose files lie in a folder; it keeps the names of what it sent."""
-
-    sent: list[str] = []
-
-    def send_head(self):
-        name = self.path.rpartition("/")[2]
-        path = Path(self.directory) / name
-        found = self.path == f"/some/blip2/resolve/main/{name}" and path.is_file()
-        self.send_response(200 if found else 404)
-        self.send_header("X-Repo-Commit", "0" * 40)
-        if not found:
-            self.send_header("X-Error-Code", "EntryNotFound" if "/some/blip2/" in self.path else "RepoNotFound")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return None
-        self.send_header("ETag", f'"{name}"')
-        self.send_header("Content-Length", str(path.stat().st_size))
-        self.end_headers()
-        if self.command == "GET":
-            self.sent.append(name)
-        return open(path, "rb")
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture
 def hub(folder, tmp_path, monkeypatch):
-    """The client with an empty cache, and a server of `folder` in the hub's place."""
-    monkeypatch.setattr(Hub, "sent", [])
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, directory=str(folder))) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        point_client_at(monkeypatch, f"http://127.0.0.1:{server.server_port}", tmp_path / "cache")
+    with hub_of(folder, tmp_path / "cache", monkeypatch) as server:
         yield server
-        server.shutdown()
-
-
-def point_client_at(monkeypatch, endpoint: str, cache: Path) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)  # whatever the environment says
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
-    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE",
-                        endpoint + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
 
 
 def test_of_a_hub_id_only_the_needed_shards_are_fetched_and_only_once(checkpoints, folder, hub):
     modules = fresh_modules(folder)
-    report = load_blip2(*modules, "some/blip2")
+    report = load_blip2(*modules, "some/model")
     assert torch.equal(modules[1].query_tokens, checkpoints["model"].query_tokens)
     index, = folder.glob("*.index.json")
     assert sorted(Hub.sent) == sorted({"config.json", index.name, *report.files})
     assert not {shard.name for shard in language_shards(folder)} & set(Hub.sent)
     hub.shutdown()
-    assert load_blip2(*modules, "some/blip2") == report, "from the cache, without network"
+    assert load_blip2(*modules, "some/model") == report, "from the cache, without network"
 
 
 def test_a_hub_id_that_is_not_there_is_one_line(hub):
-    with pytest.raises(UserError, match="other/blip2 is no folder here, config.json is not in the Hugging Face cache"):
-        blip2_config("other/blip2")
+    with pytest.raises(UserError, match="other/model is no folder here, config.json is not in the Hugging Face cache"):
+        blip2_config("other/model")
 
 
 @pytest.mark.parametrize("offline", [True, False])

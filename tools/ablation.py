@@ -6,7 +6,8 @@ is finished is not run again, one that was interrupted goes on.
 
 Examples:
   python tools/ablation.py --dataroot W --val-dataroot D --output-dir ablation --rows default no-llm --seeds 0 1 2 \\
-      --jobs 2 -- --preset tiny --epochs 2 --lr-qformer 1.2e-3 --lr-queries 1.2e-3 --lr-decoder 1.2e-3
+      --jobs 2 -- --preset tiny --epochs 2 --lr-qformer 1.2e-3 --lr-queries 1.2e-3 --lr-decoder 1.2e-3 \\
+      --warmup-steps 50
   python tools/ablation.py --output-dir ablation --table   # of what is there
 """
 
@@ -43,7 +44,7 @@ ROWS = {
     "no-ground-tokens": ("without the ground tokens", "--without ground_tokens"),
     "full-prefix": ("full instead of causal prefix", "--without causal_prefix"),
     "clip-35": ("gradient clipped to 35 instead of 0.1", "--grad-clip 35"),
-    "mission-lr": ("learning rates 1e-5, 1e-4, 1e-4", "--lr-qformer 1e-5 --lr-queries 1e-4 --lr-decoder 1e-4"),
+    "pretrained-lr": ("learning rates 1e-5, 1e-4, 1e-4", "--lr-qformer 1e-5 --lr-queries 1e-4 --lr-decoder 1e-4"),
     "no-noisy-copies": ("without noisy copies", "--noisy-copies 0"),
     "no-mirror": ("without mirrored samples", "--mirror 0"),
     "rotation": ("the car's frame turned by up to 5 degrees", "--rotation 5"),

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """What is inside a checkpoint's score on a split: every head, the scene through the LLM, queries, calibration.
 
-It runs the split twice, the second time with the same scene tokens, their mean, for every sample: what the scores lose
-by that came through the LLM, what stays is the decoder's own look at the images.
+It runs the split twice, the second time with the same scene tokens, their mean, for every sample: what stays
+is the decoder's own look at the images. What is lost is at most what came through the LLM: no training saw such tokens.
 
 Examples:
   python tools/diagnose.py --checkpoint outputs/<run>/best_model.pth --dataroot D --gt-cache F.safetensors

@@ -105,6 +105,7 @@ def score_checkpoint(args: argparse.Namespace) -> None:
     if args.save_predictions:
         predictions = ranks.merge(predictions)
     if ranks.is_main:
+        warn_of_other_style(args.gt_cache, cache, args.protocol)
         warn_of_no_truth(args.gt_cache, every)
         report(args, summarize(matches, args.protocol, thresholds), predictions, config.pc_range)
     leave_ranks(ranks)
@@ -142,6 +143,7 @@ def read_files(args: argparse.Namespace) -> tuple[dict[str, Vectors], dict[str, 
     """Predictions and ground truth by sample token in one frame, and their range."""
     if Path(args.ground_truth).suffix == ".safetensors":
         cache = open_cache(args.ground_truth, args.pc_range)
+        warn_of_other_style(args.ground_truth, cache, args.protocol)
         pc_range, ground_truth = tuple(cache.meta["pc_range"]), ground_truth_of(cache)
         found = read_predictions(args.predictions)
         require_range(args.predictions, found.pc_range, pc_range)
@@ -201,6 +203,13 @@ def refuse_other_frame(
 
 def warn(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr)
+
+
+def warn_of_other_style(path: str, cache: GTCache, protocol: str) -> None:
+    style = cache.meta["gt_style"]
+    if style != protocol:
+        warn(f"{path}: ground truth of style {style}; scores published for --protocol {protocol} are of its own, made "
+             f"with --gt-style {protocol}")
 
 
 def warn_of_no_truth(path: str, ground_truth: dict[str, Vectors]) -> None:

@@ -54,7 +54,7 @@ def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--gt-cache-train", help="cache of the training split; made by tools/generate_gt_cache.py")
     data.add_argument("--gt-cache-val", help="cache of the validation split")
     data.add_argument("--train-split", default="train", choices=SPLITS, help="of nuScenes, or geographic_*")
-    data.add_argument("--val-split", default="val", choices=SPLITS, help="which shares no scene with it")
+    data.add_argument("--val-split", default="val", choices=SPLITS, help="must share no scene with --train-split")
     data.add_argument("--gt-style", default="maptr", choices=GT_STYLES, help="whose ground-truth vectors")
     data.add_argument("--num-workers", type=int, default=4, help="processes of each rank that decode images")
     data.add_argument("--mirror", type=float, default=0.0, help="probability of a left-right mirrored sample")

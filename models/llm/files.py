@@ -100,14 +100,14 @@ def load_tokenizer(files: LLMFiles) -> PreTrainedTokenizerBase:
 
 
 def _require_tokenizer_files(source: CheckpointSource) -> None:
-    found = {name for name in _VOCABULARY_FILES if source.first(name)}
-    if not found or not source.first("tokenizer_config.json"):
+    # One question for all of them: what a hub id has is fetched by the asking, and no repository has every one.
+    found = source.those_of("tokenizer_config.json", *_VOCABULARY_FILES, *_OTHER_TOKENIZER_FILES)
+    vocabulary = found.intersection(_VOCABULARY_FILES)
+    if not vocabulary or "tokenizer_config.json" not in found:
         # Without tokenizer_config.json, transformers guesses, and tokenises Vicuna's prompt without its first token.
-        missing = "tokenizer_config.json" if found else " and no ".join(_VOCABULARY_FILES)
+        missing = "tokenizer_config.json" if vocabulary else " and no ".join(_VOCABULARY_FILES)
         raise UserError(f"{source}: has no {missing}; put {_WANTED_FILES} into a folder and give {FLAG} FOLDER")
-    for name in _OTHER_TOKENIZER_FILES:  # a hub id's are fetched by the asking
-        source.first(name)
-    if found == {"tokenizer.model"}:
+    if vocabulary == {"tokenizer.model"}:
         require_packages(f"{source}: tokenizer.model", "sentencepiece", "google.protobuf")
 
 

@@ -10,7 +10,7 @@ from tools.benchmarks.full_model import add_model_arguments, config_from
 from utils.device import PRECISIONS
 from utils.parameter_table import format_parameter_table, parameter_rows
 
-# The mission's rates; --lora-rank adds the last.
+# The defaults of train_map_detection.py; --lora-rank adds the last.
 LEARNING_RATES = {"qformer": 1e-5, "queries": 1e-4, "decoder": 1e-4, "lora": 1e-4}
 
 
