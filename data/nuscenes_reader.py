@@ -57,6 +57,7 @@ def load_tables(dataroot: str | Path, version: str) -> NuScenes:
         return NuScenes(version=version, dataroot=str(dataroot), verbose=False)
     except Exception as error:  # the devkit raises plain Exception as well
         _check_tables(folder)
+        _check_label_packs(folder)
         raise UserError(
             f"{folder}: the tables cannot be read ({type(error).__name__}: {error}); "
             f"unpack the {version} tables and the basemaps again"
@@ -81,6 +82,15 @@ def _check_tables(folder: Path) -> None:
     for token in tables["log"].tokens:
         if token not in with_maps:
             raise UserError(f"{folder / 'map.json'}: no map names log {token}, every log needs one; {fix}")
+
+
+def _check_label_packs(folder: Path) -> None:
+    """Raise UserError for a table of point labels without their files, which the devkit lists where it finds one."""
+    for name in ("lidarseg", "panoptic"):
+        table, labels = folder / f"{name}.json", folder.parent / name / folder.name
+        if table.is_file() and not labels.is_dir():
+            raise UserError(f"{table}: the devkit looks for its labels in {labels}, no such folder; move the table "
+                            f"away, nothing here reads it, or unpack the {name} labels too")
 
 
 def read_records(nusc: NuScenes, split: str | None) -> list[SampleRecord]:

@@ -15,6 +15,15 @@ from data.synthetic.world import write_world
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide the GPUs, also from processes that tests start, unless tests for them were asked for.
+
+    The others expect what a CPU does: bit-equal repetitions, fp32 where nothing is said, two ranks on one machine.
+    """
+    if "gpu" not in config.getoption("markexpr").replace("not gpu", ""):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 @pytest.fixture(scope="session")
 def synthetic_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Dataroot of a tiny world: v1.0-trainval, 2 train scenes and 1 val scene of 4 samples, images 400x225."""

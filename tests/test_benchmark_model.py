@@ -147,7 +147,7 @@ def test_ways_to_attend_are_timed(monkeypatch, tmp_path, capsys):
     result = run(monkeypatch, tmp_path, "attention", "--preset", "tiny", "--repeats", 2, "--warmup", 1)
     assert 0 < result["allowed_pairs"] < 1 - result["empty_blocks"] < 1
     assert result["share_of_layer"]["count"] == 2 and result["share_of_layer"]["median"] > 0
-    assert ("flex_layer_ms" in result) == torch.cuda.is_available()
+    assert "flex_layer_ms" not in result, "it has no backward pass on a CPU"
     assert "521 tokens" in capsys.readouterr().out
     with pytest.raises(UserError, match="--llm-path none"):
         run(monkeypatch, tmp_path, "attention", "--preset", "tiny", "--llm-path", "none")
@@ -157,7 +157,8 @@ def test_ways_to_attend_are_timed(monkeypatch, tmp_path, capsys):
 def test_the_estimate_is_near_the_peak_that_a_gpu_measures():
     from tools.benchmarks.full_model import config_from
 
-    flags = {"preset": "base", "llm_path": "random", "layers": 4, "llm_quantization": "none", "lora_rank": 0}
+    flags = {"preset": "base", "llm_path": "random", "layers": 4, "llm_quantization": "none", "lora_rank": 0,
+             "llm_layers": 0}
     config = config_from(argparse.Namespace(**flags))
     estimated = memory.estimate(config, 1, torch.float16)["peak_gb"]
     measured = step.measure_step(config, made_up_batch(config, 1), torch.float16, steps=2, warmup=1)["peak_gb"]

@@ -1,3 +1,5 @@
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -86,6 +88,18 @@ def test_quantised_weights_stay_as_they_are(quantization):
     assert all(torch.equal(before[name], parameter) for name, parameter in llm.named_parameters())
     again = frozen_identity(llm)
     assert identity.keys() == again.keys() and all(torch.equal(identity[name], again[name]) for name in identity)
+
+
+@pytest.mark.parametrize("quantization", ["int8", "nf4"])
+def test_gradient_checkpointing_frees_what_quantised_layers_read(quantization):
+    llm, read = build(quantization, llm_checkpointing=True), []
+    for layer in llm.layers:
+        layer.mlp.down_proj.register_forward_pre_hook(lambda _, inputs: read.append(weakref.ref(inputs[0])))
+    states = llm(
+        torch.randn(1, 4, 128, requires_grad=True), torch.ones(1, 1, 4, 4, dtype=torch.bool), torch.arange(4)[None]
+    )
+    assert states.requires_grad and len(read) == SHAPE.num_layers
+    assert all(reference() is None for reference in read)
 
 
 def test_checkpointing_and_lora_work_on_quantised_layers():

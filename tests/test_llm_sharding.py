@@ -243,6 +243,7 @@ def test_families_of_models_read_the_same_in_shards(ranks, family):
     ({"llm_path": "none"}, 2, "--shard-llm: --llm-path none"),
     ({"llm_quantization": "int8"}, 2, "--shard-llm: --llm-quantization int8"),
     ({"llm_quantization": "nf4"}, 2, "--shard-llm: --llm-quantization nf4"),
+    ({"llm_attention": "flex"}, 2, "--shard-llm: .*--llm-attention flex"),
     ({"unfreeze_llm": True}, 2, "--shard-llm: .*--unfreeze-llm"),
 ])
 def test_what_cannot_be_sharded_is_refused(changes, num_ranks, message):

@@ -154,3 +154,13 @@ def test_tables_without_permission_are_refused_in_one_line(tables_root, open_fol
             load_tables(root, VERSION)
         denied.chmod(mode)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["lidarseg", "panoptic"])
+def test_a_table_of_point_labels_without_the_labels_is_named(tables_root, name):
+    table = tables_root / VERSION / f"{name}.json"
+    table.write_text("[]")
+    with pytest.raises(UserError, match=rf"{name}\.json: .*/{name}/{VERSION}, no such folder; move the table away"):
+        load_tables(tables_root, VERSION)
+    table.unlink()
+    load_tables(tables_root, VERSION)

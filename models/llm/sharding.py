@@ -23,6 +23,8 @@ def check_sharding(config: ModelConfig, num_ranks: int) -> None:
         reason = f"--llm-quantization {config.llm_quantization} packs weights that cannot be cut; leave out one of them"
     elif config.unfreeze_llm:
         reason = "it shards frozen weights, --unfreeze-llm trains them; leave out one of them"
+    elif config.llm_attention == "flex":
+        reason = "its layers begin on the CPU, where --llm-attention flex is not to be had; leave out one of them"
     elif num_ranks < 2:
         reason = "one process has nobody to share the LLM with; start several with torchrun, or leave it out"
     if reason:

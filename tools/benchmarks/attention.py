@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask
 
 from models.attention_mask import added_mask, block_mask, map_attention_mask, map_position_ids
+from models.compilation import missing_for_compiling
 from models.config import ModelConfig
 from models.detector import build_detector
 from models.llm.frozen import FrozenLLM, build_llm
@@ -76,8 +77,8 @@ def llm_input(config: ModelConfig, llm: FrozenLLM, batch_size: int) -> tuple[Ten
 def works(llm: FrozenLLM, mask: Tensor, position_ids: Tensor) -> dict[str, Callable[[], None]]:
     """Forward and backward passes to time: whole layers, and the attention inside alone with and without the mask.
 
-    Masks are made beforehand, as the model makes them once for all layers. An LLM that cannot attend by flex attention
-    goes without.
+    Masks are made beforehand, as the model makes them once for all layers. Flex attention is left out where the LLM
+    cannot attend by it, and on machines that cannot compile it or have no GPU.
     """
     settings, dtype = llm.model.config, llm.model.get_input_embeddings().weight.dtype
     batch, total = position_ids.shape
@@ -100,7 +101,8 @@ def works(llm: FrozenLLM, mask: Tensor, position_ids: Tensor) -> dict[str, Calla
         return lambda: both_ways(lambda inputs: F.scaled_dot_product_attention(*inputs, attn_mask=attn_mask), qkv)
 
     found = {"layer_ms": layer("sdpa", added), "eager_layer_ms": layer("eager", added)}
-    if mask.device.type == "cuda" and llm.model._supports_flex_attn:
+    compiles = mask.device.type == "cuda" and missing_for_compiling(mask.device) is None
+    if compiles and llm.model._supports_flex_attn:
         found["flex_layer_ms"] = layer("flex_attention", block_mask(mask))
     return found | {"masked_ms": attention(added), "unmasked_ms": attention(None)}
 
