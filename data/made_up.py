@@ -7,6 +7,7 @@ from data.geometry import lidar2img_matrix
 from utils.frame import CAMERAS
 
 GROUND_Z = -1.84
+USUAL_COUNT = 9  # ground-truth instances of a sample, about nuScenes' mean
 CAMERA_YAWS_DEG = (0, -55, 55, 180, 110, -110)  # counter-clockwise from straight ahead, in the order of CAMERAS
 
 

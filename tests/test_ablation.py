@@ -79,6 +79,15 @@ def test_the_table_has_medians_and_ranges():
     assert lines[2] == ("| the default | 0, 1, 2 | 0.500 (0.400 to 0.700) |  | 0.500 | 0.500 | 0.500 | 0.200 | 0.300 |")
     assert lines[3] == "| without the LLM | 1 | 0.450 | -0.050 | 0.450 | 0.450 | 0.450 | 0.000 | 0.450 |"
     assert len(lines) == 5
+    nothing_to_find = {"default": {0: diagnosis(0.1, None, 0.2), 1: diagnosis(0.1, 0.5, 0.2)}}
+    assert ablation.table(nothing_to_find).splitlines()[2].startswith("| the default | 0, 1 | - |  | - | - | - | 0.100")
+
+
+def test_a_copy_that_somebody_keeps_is_not_a_seed(tmp_path):
+    for name in ("default_seed0", "default_seed0_old", "default_seed3"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "diagnosis.json").write_text("{}")
+    assert ablation.collect(tmp_path) == {"default": {0: {}, 3: {}}}
 
 
 def test_what_is_missing_is_named(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import torch
 from evaluation.inference import load_detector
 from models.detector import build_detector
 from tests.micro import micro_config, random_batch
+from tests.unprivileged import as_nobody
 from utils.checkpoint import (
     CHECKPOINT_KEYS,
     checkpoint_digest,
@@ -83,6 +84,20 @@ def test_missing_and_unexpected_tensors_are_named():
     state["model_state_dict"]["decoder.extra"] = state["model_state_dict"].pop("decoder.references")
     with pytest.raises(UserError, match=r"missing \['decoder.references'\], 1 unexpected \['decoder.extra'\]"):
         load_trainable(model, state, "model.pth")
+
+
+def test_a_checkpoint_that_others_may_not_read_is_one_line(open_folder):
+    _, state = make_checkpoint(micro_config())
+    (open_folder / "closed").mkdir()
+    for path in (open_folder / "model.pth", open_folder / "closed" / "model.pth"):
+        save_checkpoint(state, path)
+    (open_folder / "model.pth").chmod(0o600)
+    (open_folder / "closed").chmod(0o700)
+    with as_nobody():
+        with pytest.raises(UserError, match=r"model\.pth: cannot be read \(Permission denied\); make it readable"):
+            load_checkpoint(open_folder / "model.pth")
+        with pytest.raises(UserError, match=r"closed/model\.pth: no such checkpoint"):
+            load_checkpoint(open_folder / "closed" / "model.pth")
 
 
 def test_a_checkpoint_of_an_earlier_version_is_one_line(tmp_path):

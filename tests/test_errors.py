@@ -32,6 +32,27 @@ def test_an_interrupt_is_one_line_and_code_130(capsys):
     assert capsys.readouterr().err == "interrupted\n"
 
 
+def test_sigterm_ends_a_tool_and_its_workers():
+    """The pool's worker holds the pipe open for as long as it lives."""
+    tool = (
+        "import sys, time\n"
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "from utils.errors import run_cli\n"
+        "def main():\n"
+        "    with ProcessPoolExecutor(1) as pool:\n"
+        "        pool.submit(time.sleep, 0).result()\n"
+        "        print('ready', flush=True)\n"
+        "        time.sleep(60)\n"
+        "run_cli(main)\n"
+    )
+    command = [sys.executable, "-c", tool]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.terminate()
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (143, "", "interrupted\n")
+
+
 def test_other_errors_keep_their_traceback():
     with pytest.raises(RuntimeError):
         run_cli(fail(RuntimeError("a defect")))

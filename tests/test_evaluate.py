@@ -228,13 +228,14 @@ def test_a_split_without_any_ground_truth_is_said_and_has_no_map(files, records,
 def test_outputs_are_tried_before_anything_is_read(tmp_path, monkeypatch):
     flags = ["--predictions", "gone.json", "--ground-truth", "gone.json"]
     (tmp_path / "file").touch()
-    for name in ("--json", "--save-predictions"):
+    from_checkpoint = ["--checkpoint", "gone.pth", "--gt-cache", "gone"]
+    for name, given in (("--json", flags), ("--json", from_checkpoint), ("--save-predictions", from_checkpoint)):
         with pytest.raises(UserError, match="not a writable folder"):
-            run(monkeypatch, *flags, name, tmp_path / "file" / "below.json")
+            run(monkeypatch, *given, name, tmp_path / "file" / "below.json")
     with pytest.raises(UserError, match="written twice"):
-        run(monkeypatch, *flags, "--json", tmp_path / "o", "--save-predictions", tmp_path / "o")
-    with pytest.raises(UserError, match="not a writable folder"):
-        run(monkeypatch, "--checkpoint", "gone.pth", "--gt-cache", "gone", "--json", tmp_path / "file" / "below.json")
+        run(monkeypatch, *from_checkpoint, "--json", tmp_path / "o", "--save-predictions", tmp_path / "o")
+    with pytest.raises(UserError, match="--predictions gone.json has them already"):
+        run(monkeypatch, *flags, "--save-predictions", tmp_path / "o")
 
 
 def test_processes_that_match_lines_load_no_torch():

@@ -254,6 +254,34 @@ def test_lines_of_a_killed_run_are_passed_over_and_counted(copy):
     assert "2 records of metrics.jsonl left out" in Page(render_report(run, None, "", {})).text
 
 
+def test_epochs_that_stand_are_kept_where_a_resumption_counts_steps_anew(copy):
+    """Two epochs of 100 steps, stopped at step 250; with twice the global batch it goes on from step 100."""
+    path = copy / "metrics.jsonl"
+    result = next(json.loads(line)["result"] for line in path.read_text().splitlines() if '"val"' in line)
+    places = [("train", 1, 100), ("val", 1, 100), ("train", 2, 200), ("val", 2, 200), ("train", 3, 250),
+              ("train", 3, 110), ("train", 3, 150), ("val", 3, 150)]
+    path.write_text("".join(
+        json.dumps({"kind": kind, "epoch": epoch, "step": step, "result": result | {"mAP": 1 / epoch}}) + "\n"
+        for kind, epoch, step in places
+    ))
+    run = read_run(copy)
+    assert [(record["epoch"], record["step"]) for record in run.train] == [(1, 100), (2, 200), (3, 110), (3, 150)]
+    assert [record["epoch"] for record in run.val] == [1, 2, 3] and run.superseded == 1
+
+
+def test_a_validation_without_ground_truth_is_no_broken_line(copy):
+    path = copy / "metrics.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    for record in records:
+        if record["kind"] == "val":
+            record["result"]["mAP"] = None
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    run = read_run(copy)
+    assert not run.unreadable and len(run.val) == 3 and run.best_val() is None
+    text = Page(render_report(run, None, "Not evaluated.", {})).text
+    assert "2 of 2 epochs" in text and "has not validated yet" not in text
+
+
 @pytest.mark.parametrize(
     "name, content, words",
     [

@@ -8,6 +8,7 @@ from data.scene_context import context_of
 from data.transforms import AugmentConfig
 from tests.made_records import make_random_records
 from tests.reference import REFERENCE, needs_reference
+from utils.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -16,12 +17,19 @@ from tests.reference import REFERENCE, needs_reference
         ("boston-seaport", "Parked truck, construction", "Boston, traffic drives on the right, day"),
         ("singapore-queenstown", "Night, peds on sidewalk", "Singapore, traffic drives on the left, night"),
         ("singapore-onenorth", "Rain, many peds", "Singapore, traffic drives on the left, day, rain"),
-        ("singapore-hollandvillage", "Night, after rain", "Singapore, traffic drives on the left, night, rain"),
+        ("boston-seaport", "Train tracks, tonight's terrain", "Boston, traffic drives on the right, day"),
+        ("singapore-hollandvillage", "Nighttime, after rain", "Singapore, traffic drives on the left, night, rain"),
     ],
 )
 def test_words_for_the_prompt(location, description, expected):
     record = replace(make_random_records(1)[0], location=location, scene_description=description)
     assert context_of(record) == expected
+
+
+def test_a_city_that_nuscenes_does_not_have_is_refused():
+    record = replace(make_random_records(1)[0], location="berlin-mitte")
+    with pytest.raises(UserError, match="berlin-mitte.*leave out --prompt-context"):
+        context_of(record)
 
 
 def test_the_words_reach_the_batch_through_the_cache(synthetic_world, caches):

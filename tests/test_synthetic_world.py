@@ -264,6 +264,19 @@ def test_only_a_made_world_is_replaced(monkeypatch, tmp_path: Path):
     assert len(NuScenes("v1.0-mini", str(tmp_path / "world"), verbose=False).sample) == 2
 
 
+def test_a_mount_point_and_a_full_disk_are_one_line(monkeypatch, tmp_path: Path):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(world_module, "make_tables", full)
+    with pytest.raises(UserError, match="world: cannot be written .No space left on device., nothing is left of it"):
+        write_world(tmp_path / "world", replace(SMALL, samples_per_scene=1), num_workers=1)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(world_module.os.path, "ismount", lambda path: path == tmp_path / "world")
+    with pytest.raises(UserError, match="world: is a mount point.*name a folder in it"):
+        write_world(tmp_path / "world", SMALL, num_workers=1)
+
+
 def test_an_interrupted_run_leaves_nothing(monkeypatch, tmp_path: Path):
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt

@@ -165,6 +165,7 @@ def test_samples_without_an_entry_are_drawn_without_predictions(run, cache, pred
         (("--output", "a.webp"), "a.webp, a picture ends in .png"),
         (("--sheet", "best", "--output", "a.png"), "--sheet best: no predictions"),
         (("--count", "0", "--output", "a.png"), "--count: 0, expected 1 to 400"),
+        (("--dataroot", "gone", "--output", "a.png"), "gone: no such folder.*give it with --dataroot"),
         (("--fps", "0", "--output", "a.png"), "--fps: 0.0, expected more than 0"),
         (("--seed", "-2", "--output", "a.png"), "--seed: -2, expected 0 or more"),
         (("--score-threshold", "30", "--output", "a.png"), "--score-threshold 30.0: scores are 0 to 1"),

@@ -145,7 +145,7 @@ def run_row(args: argparse.Namespace, row: Row, seed: int) -> str:
                 if done.returncode:
                     raise UserError(f"{row.name}, seed {seed}: ended with {done.returncode}, see "
                                     f"{folder / 'output.log'}")
-    return f"{row.name}, seed {seed}: mAP {json.loads(found.read_text())['result']['mAP']:.3f}"
+    return f"{row.name}, seed {seed}: mAP {format_score(score_of(json.loads(found.read_text())['result'], 'mAP'))}"
 
 
 def run_rows(args: argparse.Namespace) -> list[str]:
@@ -186,8 +186,9 @@ def collect(folder: Path) -> dict[str, dict[int, dict]]:
     found: dict[str, dict[int, dict]] = {}
     for row in ROWS:
         for path in sorted(folder.glob(f"{row}_seed*/diagnosis.json")):
-            seed = int(path.parent.name.removeprefix(f"{row}_seed"))
-            found.setdefault(row, {})[seed] = json.loads(path.read_text())
+            seed = path.parent.name.removeprefix(f"{row}_seed")
+            if seed.isdecimal():  # otherwise a copy that somebody keeps
+                found.setdefault(row, {})[int(seed)] = json.loads(path.read_text())
     return found
 
 
@@ -196,21 +197,27 @@ def table(found: dict[str, dict[int, dict]]) -> str:
     head = ["change", "seeds", "mAP", "to the default", *CLASSES, "LLM's states alone", "scene tokens' mean"]
     lines = [head, ["---"] * len(head)]
     for row, by_seed in found.items():
-        every = [diagnosis["heads"][-1]["mAP"] for diagnosis in by_seed.values()]
-        spread = f" ({min(every):.3f} to {max(every):.3f})" if len(every) > 1 else ""
+        every = [score_of(diagnosis["heads"][-1], "mAP") for diagnosis in by_seed.values()]
+        known = not any(map(math.isnan, every))
+        spread = f" ({min(every):.3f} to {max(every):.3f})" if known and len(every) > 1 else ""
         middle = median(by_seed, "heads", -1, "mAP")
         away = middle - median(found["default"], "heads", -1, "mAP") if "default" in found else math.nan
         cells = [median(by_seed, "heads", -1, name) for name in CLASSES]
         cells += [median(by_seed, "heads", 0, "mAP"), median(by_seed, "mean_scene", -1, "mAP")]
         lines.append([ROWS[row][0], ", ".join(map(str, sorted(by_seed))), format_score(middle) + spread,
-                      "" if row == "default" else f"{away:+.3f}", *map(format_score, cells)])
+                      "" if row == "default" or math.isnan(away) else f"{away:+.3f}", *map(format_score, cells)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def median(by_seed: dict[int, dict], part: str, index: int, name: str) -> float:
     """Over the seeds, of one figure of a diagnosis; NaN where there was nothing to find."""
-    values = [diagnosis[part][index][name] for diagnosis in by_seed.values()]
-    return math.nan if None in values else statistics.median(values)
+    values = [score_of(diagnosis[part][index], name) for diagnosis in by_seed.values()]
+    return math.nan if any(map(math.isnan, values)) else statistics.median(values)
+
+
+def score_of(figures: dict, name: str) -> float:
+    """One of a diagnosis' figures; NaN where there was nothing to find."""
+    return math.nan if figures[name] is None else figures[name]
 
 
 def main() -> None:

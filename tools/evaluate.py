@@ -41,6 +41,7 @@ from utils.errors import UserError, run_cli  # noqa: E402
 from utils.files import default_dataroot, replacing, require_writable  # noqa: E402
 from utils.frame import PC_RANGES  # noqa: E402
 
+LONGEST_WAIT_S = 7 * 86_400.0  # of a rank that is done for the others; torchrun ends it when one of them dies
 MIN_SHARE = 500  # samples a process: starting one takes as long as matching a few hundred
 
 
@@ -69,6 +70,9 @@ def parse_args() -> argparse.Namespace:
         raise UserError("--checkpoint or --predictions: give one of the two")
     if args.batch_size < 1 or args.num_workers < 0:
         raise UserError(f"--batch-size {args.batch_size} --num-workers {args.num_workers}: at least 1 and 0 are needed")
+    if args.save_predictions and args.predictions:
+        raise UserError(f"--save-predictions {args.save_predictions}: --predictions {args.predictions} has them "
+                        "already; leave it out, or give --checkpoint")
     beside = ("--gt-cache", args.gt_cache) if args.checkpoint else ("--ground-truth", args.ground_truth)
     if not beside[1]:
         raise UserError(f"{beside[0]}: missing, there is nothing to compare with; see --help")
@@ -91,7 +95,7 @@ def score_checkpoint(args: argparse.Namespace) -> None:
     from evaluation.inference import predict_samples
     from utils.distributed import batches_of_rank, join_ranks, leave_ranks
 
-    ranks = join_ranks()
+    ranks = join_ranks(timeout_s=LONGEST_WAIT_S)
     cache = open_cache(args.gt_cache, args.pc_range)
     predictions, config, _ = predict_samples(
         args.checkpoint, cache, batches_of_rank(len(cache), args.batch_size, ranks), args.dataroot, args.num_workers,

@@ -10,6 +10,7 @@ Examples:
 """
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Mapping
@@ -80,12 +81,12 @@ def find_inputs(args: argparse.Namespace, run: RunFolder) -> Inputs | str:
     if checkpoint is None:
         return "Not evaluated: the run's folder holds no checkpoint."
     recorded = run.setting("dataroot")
-    found = isinstance(recorded, str) and Path(recorded).is_dir()
+    found = isinstance(recorded, str) and os.path.isdir(recorded)
     dataroot = Path(args.dataroot or (recorded if found else default_dataroot()))
     gt_cache = args.gt_cache or _recorded_cache(run, dataroot)
-    if not args.gt_cache and not gt_cache.is_file():
+    if not args.gt_cache and not os.path.isfile(gt_cache):
         return f"Not evaluated: no ground-truth cache at {gt_cache}; --gt-cache and --dataroot say where it is."
-    if not args.dataroot and not dataroot.is_dir():
+    if not args.dataroot and not os.path.isdir(dataroot):
         return f"Not evaluated: no folder {dataroot} with the images; --dataroot says where it is."
     return Inputs(Path(checkpoint), Path(gt_cache), dataroot)
 
@@ -93,7 +94,7 @@ def find_inputs(args: argparse.Namespace, run: RunFolder) -> Inputs | str:
 def _recorded_cache(run: RunFolder, dataroot: Path) -> Path:
     """The cache that the run validated on; where it was not named, or is gone, its usual place in dataroot."""
     named = run.setting("gt_cache_val")
-    if isinstance(named, str) and Path(named).is_file():
+    if isinstance(named, str) and os.path.isfile(named):
         return Path(named)
     split = run.setting("val_split")
     names = [str(run.setting(name, value)) for name, value in (("version", "v1.0-trainval"), ("pc_range", "60x30"))]
@@ -149,8 +150,9 @@ def main() -> None:
     args = parse_args()
     run = read_run(args.run)
     output = Path(args.output or run.path / "report.html")
-    require_writable(output)
     inputs = "Not evaluated: --no-evaluation was given." if args.no_evaluation else find_inputs(args, run)
+    read = () if isinstance(inputs, str) else (inputs.checkpoint, inputs.gt_cache)
+    require_writable(output, inputs=(*read, run.path / "config.json", run.path / "metrics.jsonl"))
     evaluation = None if isinstance(inputs, str) else evaluate_run(args, inputs)
     missing = inputs if isinstance(inputs, str) else ""
     here = machine()

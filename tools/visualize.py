@@ -96,6 +96,9 @@ def main() -> None:
     args.min_scores = min_scores_asked_for(args)
     cache = GTCache.open(args.gt_cache)
     cache.verify()
+    dataroot = args.dataroot or default_dataroot()
+    if args.sheet is None and not os.path.isdir(dataroot):
+        raise UserError(f"{dataroot}: no such folder, the images are expected in it; give it with --dataroot")
     if args.sheet is not None:
         draw_sheet(args, cache)
     elif args.scene is not None:

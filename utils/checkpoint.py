@@ -1,6 +1,7 @@
 """Checkpoints: trainable tensors and the identity of the frozen ones, written whole or not at all, with a digest."""
 
 import hashlib
+import os
 from collections import OrderedDict
 from pathlib import Path
 
@@ -133,12 +134,14 @@ def load_checkpoint(path: str | Path) -> dict:
 
     PyTorch reads tensors without comparing the archive's checksums, so the digest is what notices a flipped bit.
     """
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise UserError(f"{path}: no such checkpoint; give the path of a .pth file made by train_map_detection.py")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         ours = isinstance(checkpoint, dict) and "model_state_dict" in checkpoint
         digest = checkpoint_digest(checkpoint) if ours and "digest" in checkpoint else None
+    except PermissionError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); make it readable") from error
     except Exception as error:  # a damaged zip or pickle raises one of a dozen types
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{path}: not a readable checkpoint ({reason}); take an earlier one") from error

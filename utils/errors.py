@@ -4,6 +4,8 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
+from types import FrameType
 
 
 class UserError(ValueError):
@@ -14,13 +16,17 @@ def run_cli(main: Callable[[], None]) -> None:
     """Run a command-line entry point; a UserError becomes one line on stderr and exit code 2.
 
     An interrupt and a reader of stdout that went away (`| head`) end it as they end other programs: by 128 + signal.
+    SIGTERM, too, lets it take away what it has begun and end its worker processes, which would stay otherwise.
     """
+    before = signal.getsignal(signal.SIGTERM)
+    if before == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, partial(_interrupt, os.getpid()))
     try:
         main()
         sys.stdout.flush()  # so that a pipe that broke late is found here
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+        sys.exit(128 + (interrupt.args[0] if interrupt.args else signal.SIGINT))
     except BrokenPipeError:
         # Python flushes stdout once more when it ends, which must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -30,3 +36,13 @@ def run_cli(main: Callable[[], None]) -> None:
         message = str(error).strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.UserError: ")
         print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(process: int, signum: int, frame: FrameType | None) -> None:
+    """Of the program's process: raise KeyboardInterrupt. Forked workers, which inherit this handler, end at once."""
+    if os.getpid() == process:
+        raise KeyboardInterrupt(signum)
+    signal.signal(signum, signal.SIG_DFL)
+    os.kill(os.getpid(), signum)

@@ -45,12 +45,17 @@ def write_world(out: Path, settings: WorldSettings, num_workers: int = 1, overwr
         _write_all(work, settings, num_workers)
         os.chmod(work, 0o755)
         _move_into_place(work, out)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror or error}), nothing is left of it; free some space "
+                        "or name another --out") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
 def check_target(out: Path, overwrite: bool) -> None:
-    """Refuse a target that holds anything, unless it is a made world and may be replaced."""
+    """Refuse a target that holds anything, unless it is a made world and may be replaced, and one that cannot move."""
+    if os.path.ismount(out):
+        raise UserError(f"{out}: is a mount point, which no folder can take the place of; name a folder in it")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not out.is_dir() or not (out / MARKER).is_file():

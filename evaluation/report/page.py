@@ -133,7 +133,8 @@ def _result_section(run: RunFolder, evaluation: Evaluation | None, missing: str)
         validations = format_count(len(run.val), "validation")
         source = f"The best of the run's own {validations}, after epoch {best['epoch']:g}. {missing}"
     else:
-        return f'<p class="missing">No AP: the run has not validated yet. {escape(missing)}</p>'
+        reason = "the validation split has no ground truth" if run.val else "the run has not validated yet"
+        return f'<p class="missing">No AP: {reason}. {escape(missing)}</p>'
     headline = f'<p class="headline"><strong>{format_number(result["mAP"])}</strong> mAP</p><p>{escape(source)}</p>'
     return (
         f'<div class="beside"><div>{headline}{_ap_table(result)}</div>{validation_chart(run)}</div>'

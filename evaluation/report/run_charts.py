@@ -73,10 +73,8 @@ def optimizer_charts(run: RunFolder) -> list[str]:
     norm = Series("gradient norm", steps, series_of(run.train, "grad_norm"), "ink")
     note = f"Before clipping to {clip:g}." if np.isfinite(clip) else "Before clipping."
     charts.append(line_chart("Gradient norm", [norm], _STEP, Axis("norm", log=True), note))
-    batch, seconds = number(run.setting("batch_size")), series_of(run.train, "seconds_per_step")
-    speed = Series("throughput", steps, np.divide(batch, seconds, where=seconds > 0, out=np.full(len(steps), np.nan)),
-                   "ink")
-    charts.append(line_chart("Throughput", [speed], _STEP, Axis("samples/s"), "Batch size over seconds a step."))
+    speed = Series("throughput", steps, series_of(run.train, "samples_per_s"), "ink")
+    charts.append(line_chart("Throughput", [speed], _STEP, Axis("samples/s"), "Of all ranks together."))
     spread = [
         Series(states, steps, series_of(run.train, name), f"part-{index}", DASHES[index])
         for index, (name, states) in enumerate(SPREADS.items())

@@ -37,8 +37,9 @@ class RunFolder:
         return default if value is None else value
 
     def best_val(self) -> dict | None:
-        """The validation with the highest mAP, the first of equal ones; None before any."""
-        return max(self.val, key=lambda record: record["result"]["mAP"], default=None)
+        """The validation with the highest mAP, the first of equal ones; None before any that found ground truth."""
+        scored = [record for record in self.val if record["result"]["mAP"] is not None]
+        return max(scored, key=lambda record: record["result"]["mAP"], default=None)
 
     def checkpoint(self) -> Path | None:
         """The best checkpoint, else the final one, else the latest; None where there is none."""
@@ -96,12 +97,13 @@ def _read_metrics(path: Path) -> tuple[list[dict], list[dict], list[int], int]:
             continue
         if record["kind"] not in ("train", "val"):
             continue
-        # A resumption goes back to its checkpoint's step: what came after it happened in a run that was given up.
-        step, validates = record["step"], record["kind"] == "val"
-        while train and (train[-1]["step"] > step or train[-1]["step"] == step and not validates):
+        # A resumption goes back to its checkpoint's place: what came after it happened in a run that was given up. The
+        # epoch comes first, because steps are counted anew where a resumption changes the global batch.
+        place, validates = (record["epoch"], record["step"]), record["kind"] == "val"
+        while train and (_place(train[-1]) > place or _place(train[-1]) == place and not validates):
             train.pop()
             superseded += 1
-        while val and val[-1]["step"] >= step:
+        while val and val[-1]["epoch"] >= record["epoch"]:
             val.pop()
             superseded += 1
         (val if validates else train).append(record)
@@ -111,6 +113,10 @@ def _read_metrics(path: Path) -> tuple[list[dict], list[dict], list[int], int]:
             "wait for its first log line or give the folder of another run"
         )
     return train, val, unreadable, superseded
+
+
+def _place(record: dict) -> tuple[float, float]:
+    return record["epoch"], record["step"]
 
 
 def _parse_record(line: str) -> dict | None:
@@ -130,7 +136,9 @@ def _parse_record(line: str) -> dict | None:
 
 def _is_result(result: object) -> bool:
     """Whether this has the form of what `evaluate` returns."""
-    if not isinstance(result, dict) or not math.isfinite(number(result.get("mAP"))):
+    if not isinstance(result, dict) or "mAP" not in result:
+        return False
+    if result["mAP"] is not None and not math.isfinite(number(result["mAP"])):  # null: no ground truth in the split
         return False
     thresholds, details = result.get("thresholds"), result.get("details")
     if not isinstance(thresholds, list) or not thresholds or not isinstance(details, dict):
