@@ -128,7 +128,8 @@ def stack_noisy(targets: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
     """The targets' noisy_pts [K, G, P, 2], one line after the other, and who may look at whom.
 
     Each sample is filled up to the largest G (at least 1) with lines in the middle of the range: [B, K*G, P, 2]. Nobody
-    but itself sees such a line: mask [B, K*G, K*G], True = the row's line may look at the column's.
+    but itself sees such a line: mask [B, K*G, K*G], True = the row's line may look at the column's. Unlike DN-DETR's
+    groups, the copies of a line see each other.
     """
     counts = [target["noisy_pts"].shape[1] for target in targets]
     copies, _, points, _ = targets[0]["noisy_pts"].shape

@@ -14,7 +14,7 @@ TRAIN_SCENES=${TRAIN_SCENES:-500}
 VAL_SCENES=${VAL_SCENES:-40}
 SAMPLES_PER_SCENE=${SAMPLES_PER_SCENE:-2}
 RUN="$DIR/run_$(date +%Y%m%d_%H%M%S)"
-export EPOCHS=${EPOCHS:-6} SEED RESUME=
+export EPOCHS=${EPOCHS:-6} EVAL_INTERVAL=${EVAL_INTERVAL:-2} SAVE_INTERVAL=${SAVE_INTERVAL:-2} SEED RESUME=
 
 . scripts/synthetic_run.sh
-synthetic_run --eval-interval 2 --save-interval 2
+synthetic_run

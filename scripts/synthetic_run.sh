@@ -7,6 +7,7 @@
 export LR_QFORMER=${LR_QFORMER:-1.2e-3} LR_QUERIES=${LR_QUERIES:-1.2e-3} LR_DECODER=${LR_DECODER:-1.2e-3}
 export WARMUP_STEPS=${WARMUP_STEPS:-50} PRESET=${PRESET:-tiny} MIRROR=${MIRROR:-0.5} EVAL_UNTRAINED=${EVAL_UNTRAINED:-1}
 
+. scripts/signals.sh
 VERSION=v1.0-trainval
 WORLD="$DIR/world_seed${SEED}_${TRAIN_SCENES}+${VAL_SCENES}x${SAMPLES_PER_SCENE}"
 TRAIN_CACHE="$WORLD/gt_cache/${VERSION}_train_60x30.safetensors"
@@ -24,7 +25,6 @@ else
     export NPROC_PER_NODE=${NPROC_PER_NODE:-1} BATCH_SIZE=${BATCH_SIZE:-4} NUM_WORKERS=${NUM_WORKERS:-4}
 fi
 
-# synthetic_run FLAGS: the training gets the flags.
 synthetic_run() {
     local split
     echo "== 1/5 a synthetic nuScenes world"
@@ -41,7 +41,7 @@ synthetic_run() {
     echo "== 3/5 training, checkpoints in $RUN"
     DATAROOT="$WORLD" VERSION="$VERSION" PC_RANGE=60x30 GT_STYLE=maptr TRAIN_SPLIT=train VAL_SPLIT=val \
         GT_CACHE_TRAIN="$TRAIN_CACHE" GT_CACHE_VAL="$VAL_CACHE" OUTPUT_DIR="$RUN" \
-        bash scripts/train_stage2_distributed.sh "$@"
+        run_passing_signals bash scripts/train_stage2_distributed.sh
 
     echo "== 4/5 evaluation on streets never seen in training"
     python tools/evaluate.py --checkpoint "$RUN/final_model.pth" --gt-cache "$VAL_CACHE" --dataroot "$WORLD" \
@@ -56,12 +56,13 @@ import json, sys
 run = sys.argv[1]
 score = json.load(open(f"{run}/evaluation.json"))["mAP"]
 records = [json.loads(line) for line in open(f"{run}/metrics.jsonl")]
-untrained = next(r for r in records if r["kind"] == "val" and r["epoch"] == 0)["result"]["mAP"]
+untrained = [r["result"]["mAP"] for r in records if r["kind"] == "val" and r["epoch"] == 0]
+beside = f" (the untrained model: {untrained[0]:.3f})" if untrained else ""
 print(f"""
 picture      {run}/picture.png
 predictions  {run}/predictions.json
 checkpoints  {run}/final_model.pth, best_model.pth
 log          {run}/train.log, metrics.jsonl
-held-out mAP {score:.3f} (the untrained model: {untrained:.3f})""")
+held-out mAP {score:.3f}{beside}""")
 PYTHON
 }

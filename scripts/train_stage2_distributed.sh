@@ -3,10 +3,11 @@
 #   DATAROOT=/data/nuscenes OUTPUT_DIR=outputs/first bash scripts/train_stage2_distributed.sh
 #   NNODES=2 NODE_RANK=0 MASTER_ADDR=node0 ... bash scripts/train_stage2_distributed.sh      (on the first machine)
 #   NNODES=2 NODE_RANK=1 MASTER_ADDR=node0 ... bash scripts/train_stage2_distributed.sh      (on the second)
-# The exit code is torchrun's, 1 for whatever went wrong; after SIGTERM 143 and after SIGINT 130.
+# The exit code is torchrun's, 1 for whatever went wrong; after SIGTERM 143, SIGINT 130, SIGHUP 129.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 . scripts/train_settings.sh
+. scripts/signals.sh
 
 NNODES=${NNODES:-1}                 # machines
 NODE_RANK=${NODE_RANK:-0}           # which of them this is, from 0
@@ -48,17 +49,7 @@ else
     LAUNCH+=(--nnodes "$NNODES" --node-rank "$NODE_RANK" --master-addr "$MASTER_ADDR" --master-port "$MASTER_PORT")
 fi
 
+# torchrun would end the run at a hang-up even where nohup had it ignored; versions without this setting still do.
+[ -z "$(trap -p HUP)" ] || export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGQUIT
 # torchrun ends with 1 whatever a signal did, so this process waits beside it and says which one came.
-torchrun "${LAUNCH[@]}" train_map_detection.py "${TRAIN_FLAGS[@]}" "$@" &
-LAUNCHER=$!
-SIGNALLED=0
-trap 'SIGNALLED=143; kill -TERM "$LAUNCHER" 2>/dev/null || true' TERM
-trap 'SIGNALLED=130; kill -TERM "$LAUNCHER" 2>/dev/null || true' INT
-STATUS=0
-wait "$LAUNCHER" || STATUS=$?
-while kill -0 "$LAUNCHER" 2>/dev/null; do  # the signal ended the wait, not yet the ranks
-    STATUS=0
-    wait "$LAUNCHER" || STATUS=$?
-done
-[ "$STATUS" = 0 ] || [ "$SIGNALLED" = 0 ] || exit "$SIGNALLED"
-exit "$STATUS"
+run_passing_signals torchrun "${LAUNCH[@]}" train_map_detection.py "${TRAIN_FLAGS[@]}" "$@"

@@ -185,6 +185,9 @@ def test_a_full_disk_and_an_output_folder_that_cannot_be(monkeypatch, tmp_path, 
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(environment_checks.shutil, "disk_usage", lambda _: usage(0.4e9))
     assert_matches("FAILED  disk: .*0.4 GB free, .* take 1 GB; free some space", environment(capsys)["disk"])
+    monkeypatch.setattr(environment_checks.shutil, "disk_usage", lambda _: usage(4e9))
+    line = environment(capsys, "--unfreeze-llm", "--confirm-unfreeze-llm")["disk"]
+    assert "4 GB free" in line and "a checkpoint takes 12 GB for each billion" in line and not line.startswith("ok")
 
 
 def test_a_dataroot_that_is_not_there_or_lacks_a_camera(world, capsys):

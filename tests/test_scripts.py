@@ -30,6 +30,8 @@ asked = []
 signal.signal(signal.SIGUSR1 if program == "srun" else signal.SIGTERM, lambda number, frame: asked.append(number))
 with open(os.environ["CALLS"], "a") as file:
     file.write(json.dumps([program, args, os.getpid()]) + "\\n")
+    if "PET_SIGNALS_TO_HANDLE" in os.environ:
+        file.write(json.dumps(["handles", os.environ["PET_SIGNALS_TO_HANDLE"].split(","), os.getpid()]) + "\\n")
 if "tools/generate_gt_cache.py" in args and not os.environ.get("CACHES_FAIL"):
     path = pathlib.Path(args[args.index("--output") + 1])
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,9 +72,9 @@ class Stage:
         self.env = {"PATH": f"{programs}:/usr/bin:/bin", "CALLS": str(self.calls_path), "VIRTUAL_ENV": str(folder),
                     "DATAROOT": str(self.dataroot), "HOME": str(folder)}
 
-    def start(self, script: Path, *flags: str, **variables: object) -> subprocess.Popen:
+    def start(self, script: Path, *flags: str, before: tuple[str, ...] = (), **variables) -> subprocess.Popen:
         env = self.env | {name: str(value) for name, value in variables.items()}
-        return subprocess.Popen(["bash", str(script), *flags], env=env, cwd=ROOT, text=True,
+        return subprocess.Popen([*before, "bash", str(script), *flags], env=env, cwd=ROOT, text=True,
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     def run(self, script: Path, *flags: str, code: int = 0, **variables: object) -> str:
@@ -263,13 +265,36 @@ def test_a_launch_that_cannot_be_meant_is_refused(variables, flags, message, sta
     assert not stage.calls("python") and not stage.calls("torchrun")
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_reaches_torchrun_and_shows_in_the_exit_code(number, code, ready):
     process = ready.start(DISTRIBUTED, WAITS=1)
     ready.wait_for("torchrun")
     process.send_signal(number)
     process.communicate(timeout=30)
     assert process.returncode == code and ready.calls("saved"), "it waits until the ranks have saved"
+
+
+def test_a_hang_up_that_nohup_ignores_ends_nothing(ready):
+    process = ready.start(DISTRIBUTED, before=("nohup",), WAITS=1)
+    ready.wait_for("torchrun")
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.5)
+    assert process.poll() is None and not ready.calls("saved")
+    assert ready.calls("handles") == [["SIGTERM", "SIGINT", "SIGQUIT"]], "torchrun handles a hang-up unless told so"
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode == 143 and ready.calls("saved")
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
+def test_a_program_is_waited_for_until_it_has_ended(number, code, tmp_path):
+    program = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.3), print('saved'), " \
+              "sys.exit(1))); print('ready', flush=True); time.sleep(30)"
+    command = ["bash", "-c", '. scripts/signals.sh; run_passing_signals "$@"', "x", sys.executable, "-c", program]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        assert process.communicate(timeout=30)[0] == "saved\n" and process.returncode == code
 
 
 def test_without_a_signal_the_exit_code_is_that_of_torchrun(ready):

@@ -297,6 +297,21 @@ def test_other_changes_are_listed_and_wrong_names_refused(resumable):
         check()
 
 
+def test_a_first_epoch_that_begins_again_has_no_untrained_model(tmp_path, synthetic_world, caches):
+    first = make_trainer(tmp_path, synthetic_world, caches, "--batch-size", "2")
+    first.train_epoch()
+    first.epoch, first.steps_done, first.step, first.validated = 0, 1, 1, True  # as if stopped within the epoch
+    first.save("checkpoint_epoch_1_step_1.pth")
+    path = tmp_path / "checkpoint_epoch_1_step_1.pth"
+    flags = ("--batch-size", "1", "--reshuffle", "--eval-untrained", "--epochs", "1")
+    second = make_trainer(tmp_path, synthetic_world, caches, *flags, resume=path)
+    assert (second.epoch, second.step) == (0, 0)
+    validated = []
+    second.validate = lambda: validated.append(second.epoch) or 0.0
+    second.run()
+    assert validated == [1]
+
+
 def test_changes_that_were_allowed_are_made(tmp_path, synthetic_world, caches):
     first = make_trainer(tmp_path, synthetic_world, caches)
     first.train_epoch()

@@ -91,6 +91,10 @@ class EnvironmentChecks:
             if _free_gb(missing[0]) < _CACHE_GB:
                 raise Caution(f"{missing[0].parent}: {_free_gb(missing[0]):.1f} GB free, the caches may take "
                               f"{_CACHE_GB} GB; free some space, or give tools/generate_gt_cache.py another --output")
+        if self.args.unfreeze_llm:
+            raise Caution(f"{free:.0f} GB free in {output}; with --unfreeze-llm a checkpoint takes 12 GB for each "
+                          "billion of the LLM's parameters, 16 with --ema-decay, and six of them lie there; see that "
+                          "they fit, or train with --keep-last 1")
         return f"{free:.0f} GB free in {output}, the checkpoints of a run take {wanted} GB at most"
 
     def check_dataroot(self) -> str:

@@ -7,7 +7,8 @@ import torch
 
 from data.dataset import collate
 from data.gt_cache import GTCache
-from data.made_up import random_batch
+from data.made_up import USUAL_COUNT, random_batch
+from data.noisy_lines import NUM_COPIES
 from evaluation.inference import build_dataset, move_batch
 from models.config import ModelConfig
 from models.criterion import MapCriterion
@@ -55,8 +56,8 @@ class ModelChecks:
         return ", ".join(f"{name} {sum(p.numel() for _, p in groups[name]) / 1e6:.2f} M" for name in GROUPS)
 
     def check_forward(self) -> str:
-        counts = (3,) * self.batch_size
-        batch = random_batch(self.config.image_size, self.config.num_points, counts)
+        counts = (min(USUAL_COUNT, self.config.num_instances),) * self.batch_size
+        batch = random_batch(self.config.image_size, self.config.num_points, counts, noisy_copies=NUM_COPIES)
         self.batch = move_batch(batch, self.device)
         self.outputs = self.run_model(self.batch)
         for name in ("pred_logits", "pred_pts"):

@@ -64,6 +64,7 @@ class Trainer:
         self.epoch, self.steps_done, self.step, self.validated = 0, 0, 0, True
         self.best_map, self.overflows = -1.0, 0
         self._saved_at: tuple[int, int, bool] | None = None
+        self._restored = False  # even at step 0, where --reshuffle begins the first epoch again
         self.log = RunLog(None)
         self.folder = Path()
 
@@ -86,7 +87,7 @@ class Trainer:
             raise SystemExit(interrupted.exit_code) from None
 
     def _run(self) -> None:
-        if self.args.eval_untrained and self.step == 0:
+        if self.args.eval_untrained and self.step == 0 and not self._restored:
             self.validate()
         while self.epoch < self.args.epochs or not self.validated:
             if self.validated:
@@ -246,6 +247,7 @@ class Trainer:
             setattr(self, name, checkpoint[name])
         if checkpoint["global_batch"] != self.sampler.global_batch:  # --reshuffle
             self.steps_done, self.step = 0, self.epoch * self.sampler.steps_per_epoch
+        self._restored = True
         self._saved_at = self._position() if self.step and path.name == self._position_name() else None
         if self.ema:
             self.ema = WeightAverage(self.model, self.args.ema_decay)

@@ -41,6 +41,9 @@ def gguf_weights(
     stored = {tensor.name: tensor for tensor in reader.tensors}
     missing = sorted(wanted.keys() - stored.keys())
     unexpected = sorted(without_layers(stored.keys() - wanted.keys() - {_HEAD}, wanted, left_out))
+    if "rope_freqs.weight" in unexpected:
+        raise UserError(f"{path}: has RoPE frequencies of its own, as Llama from 3.1 on, which are not read from GGUF; "
+                        "take the model in safetensors")
     if missing or unexpected:
         raise UserError(f"{path}: {len(missing)} tensors missing {missing[:3]}, {len(unexpected)} without a place in a "
                         f"{config.model_type} model {unexpected[:3]}; take another file of this model")

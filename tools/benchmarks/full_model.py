@@ -9,13 +9,11 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from data.made_up import random_batch
+from data.made_up import USUAL_COUNT, random_batch
 from data.noisy_lines import NUM_COPIES
 from models.config import PRESETS, QUANTIZATIONS, ModelConfig
 from models.detector import MapDetector, build_detector
 from utils.errors import UserError
-
-GT_PER_SAMPLE = 9  # ground-truth instances of a made-up sample, about nuScenes' mean
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +48,7 @@ def config_from(args: argparse.Namespace) -> ModelConfig:
 
 def made_up_batch(config: ModelConfig, batch_size: int) -> dict:
     """A batch for the model, on the CPU."""
-    counts = (GT_PER_SAMPLE,) * batch_size
+    counts = (USUAL_COUNT,) * batch_size
     return random_batch(config.image_size, config.num_points, counts, noisy_copies=NUM_COPIES)
 
 
