@@ -69,14 +69,14 @@ class CheckpointSource:
     def those_of(self, *names: str) -> set[str]:
         """Those of these files that the checkpoint has, fetched from the hub if need be.
 
-        Where the hub cannot be asked but some of them are in its cache, these are taken for all: the cache does not
-        hold what the repository lacks. Raises UserError when the hub cannot be asked and none is.
+        Where the hub cannot be asked, those in its cache are taken for all, since it does not hold what the repository
+        lacks; but only beside weights, which are fetched last. Raises UserError when the hub cannot be asked otherwise.
         """
         try:
             return {name for name in names if self.first(name) is not None}
         except UserError:
             cached = {name for name in names if self._cached(name) is not None}
-            if not cached:
+            if not cached or not any(map(self._cached, WEIGHT_FILES)):
                 raise
             return cached
 
