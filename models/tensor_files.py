@@ -48,7 +48,7 @@ class CheckpointSource:
         if self.folder is not None:
             return next((self.folder / name for name in names if (self.folder / name).is_file()), None)
         for name in names:
-            cached = self._cached(name)
+            cached = self.cached(name)
             if cached is not None:
                 return cached
         for name in names:
@@ -75,12 +75,13 @@ class CheckpointSource:
         try:
             return {name for name in names if self.first(name) is not None}
         except UserError:
-            cached = {name for name in names if self._cached(name) is not None}
-            if not cached or not any(map(self._cached, WEIGHT_FILES)):
+            cached = {name for name in names if self.cached(name) is not None}
+            if not cached or not any(map(self.cached, WEIGHT_FILES)):
                 raise
             return cached
 
-    def _cached(self, name: str) -> Path | None:
+    def cached(self, name: str) -> Path | None:
+        """This file of a repository on the hub where it was fetched before; None if it was not."""
         found = try_to_load_from_cache(self.repo_id, name)
         return Path(found) if isinstance(found, str) else None
 

@@ -321,7 +321,7 @@ def test_a_slurm_job_that_runs_out_of_time_is_queued_again_after_saving(ready):
     ready.wait_for("srun")
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=30)
-    assert process.returncode == 1 and ready.calls("saved")
+    assert process.returncode == 143 and ready.calls("saved")
     assert ready.calls("scancel") == [["--signal=TERM", "12345"]]
     assert ready.calls("scontrol")[-1] == ["requeue", "12345"]
 

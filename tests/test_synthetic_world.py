@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -269,12 +270,31 @@ def test_a_mount_point_and_a_full_disk_are_one_line(monkeypatch, tmp_path: Path)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(world_module, "make_tables", full)
-    with pytest.raises(UserError, match="world: cannot be written .No space left on device., nothing is left of it"):
+    with pytest.raises(UserError, match="cannot be written .No space left on device., nothing of the new world"):
         write_world(tmp_path / "world", replace(SMALL, samples_per_scene=1), num_workers=1)
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(world_module.os.path, "ismount", lambda path: path == tmp_path / "world")
     with pytest.raises(UserError, match="world: is a mount point.*name a folder in it"):
         write_world(tmp_path / "world", SMALL, num_workers=1)
+
+
+def test_a_world_that_cannot_be_replaced_stays(monkeypatch, tmp_path: Path):
+    out, work = tmp_path / "world", tmp_path / "new"
+    for folder in (out, work):
+        folder.mkdir()
+        (folder / MARKER).write_text(folder.name)
+    replace_really = os.replace
+
+    def refuse(source: Path, target: Path) -> None:
+        if source == work:
+            raise OSError(28, "No space left on device")
+        replace_really(source, target)
+
+    monkeypatch.setattr(world_module.os, "replace", refuse)
+    with pytest.raises(OSError, match="No space left"):
+        world_module._move_into_place(work, out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "world"]
+    assert (out / MARKER).read_text() == "world"
 
 
 def test_an_interrupted_run_leaves_nothing(monkeypatch, tmp_path: Path):

@@ -21,7 +21,7 @@ def no_download(monkeypatch):
 
     for name in ("hf_hub_download", "get_hf_file_metadata"):
         monkeypatch.setattr(tensor_files, name, refuse)
-    monkeypatch.setattr(weight_checks, "try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr(tensor_files, "try_to_load_from_cache", lambda *_: None)
 
 
 def sharded(folder: Path, *missing: str) -> Path:
@@ -72,7 +72,7 @@ def test_the_cache_of_the_hub_is_found_without_a_network(tmp_path, monkeypatch):
     def cached(_: str, name: str) -> str | None:
         return str(folder / name) if (folder / name).exists() else None
 
-    monkeypatch.setattr(weight_checks, "try_to_load_from_cache", cached)
+    monkeypatch.setattr(tensor_files, "try_to_load_from_cache", cached)
     monkeypatch.setattr(weight_checks, "get_hf_file_metadata", lambda *_, **__: pytest.fail("the network was asked"))
     assert "in the Hugging Face cache" in check_llm_weights("someone/model")
     (folder / "model-2.safetensors").unlink()

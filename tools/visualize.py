@@ -46,9 +46,7 @@ MAX_FPS = 50.0  # GIF counts in hundredths of a second, and viewers slow down wh
 def parse_args() -> argparse.Namespace:
     parser = documented_parser(__doc__)
     parser.add_argument("--gt-cache", required=True, help="from tools/generate_gt_cache.py")
-    parser.add_argument(
-        "--dataroot", default=None, help="nuScenes folder (default: $NUSCENES_DATAROOT, else data/nuscenes)"
-    )
+    parser.add_argument("--dataroot", default=default_dataroot(), help="nuScenes folder (default: %(default)s)")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--predictions", help="scored vectors as JSON, MapTR's or StreamMapNet's format")
     source.add_argument("--checkpoint", help="or a .pth file of train_map_detection.py that makes them")
@@ -96,9 +94,8 @@ def main() -> None:
     args.min_scores = min_scores_asked_for(args)
     cache = GTCache.open(args.gt_cache)
     cache.verify()
-    dataroot = args.dataroot or default_dataroot()
-    if args.sheet is None and not os.path.isdir(dataroot):
-        raise UserError(f"{dataroot}: no such folder, the images are expected in it; give it with --dataroot")
+    if args.sheet is None and not os.path.isdir(args.dataroot):
+        raise UserError(f"{args.dataroot}: no such folder, the images are expected in it; give it with --dataroot")
     if args.sheet is not None:
         draw_sheet(args, cache)
     elif args.scene is not None:
@@ -120,7 +117,7 @@ def draw_one(args: argparse.Namespace, cache: GTCache) -> None:
     record = cache[index]
     (predictions,) = predictions_of(args, cache, [index]) or [None]
     ground_truth = Vectors(record.labels, record.pts_m)
-    images = load_camera_images(record, args.dataroot or default_dataroot())
+    images = load_camera_images(record, args.dataroot)
     picture = draw_sample(record, images, ground_truth, predictions, cache.meta["pc_range"])
     save_png(args.output, picture, f"sample {record.sample_token}")
 
@@ -174,7 +171,7 @@ def draw_scene(args: argparse.Namespace, cache: GTCache) -> None:
     indices = np.flatnonzero(cache.tensor("scene") == scenes.index(args.scene))
     indices = indices[np.argsort(cache.tensor("timestamp")[indices], kind="stable")].tolist()
     predictions = predictions_of(args, cache, indices) or [None] * len(indices)
-    frames = scene_frames(cache, indices, predictions, args.dataroot or default_dataroot())
+    frames = scene_frames(cache, indices, predictions, args.dataroot)
     with replacing(args.output) as file:
         save_animation(file, frames, args.fps, Path(args.output).suffix.lower())
     megabytes = Path(args.output).stat().st_size / 1e6
@@ -235,9 +232,9 @@ def run_checkpoint(args: argparse.Namespace, cache: GTCache, indices: Sequence[i
     from evaluation.inference import predict_samples
     from utils.distributed import in_batches
 
-    batches, dataroot = in_batches(indices, batch_size=4), args.dataroot or default_dataroot()
+    batches = in_batches(indices, batch_size=4)
     weights = (args.llm_path, args.qformer_pretrained)
-    return predict_samples(args.checkpoint, cache, batches, dataroot, 0, *weights)[0]
+    return predict_samples(args.checkpoint, cache, batches, args.dataroot, 0, *weights)[0]
 
 
 def load_camera_images(

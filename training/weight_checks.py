@@ -4,7 +4,7 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
-from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 
 from models.blip2_checkpoint import ALIASES
 from models.blip2_checkpoint import FLAG as BLIP2_FLAG
@@ -45,7 +45,7 @@ def _check_source(source: CheckpointSource, without: str) -> str:
                             f"{source.flag} FOLDER")
         files = fetch_files(source, _needed(tensor_index(source), without))
         return f"{source.folder}: {len(files)} weight files, {_gigabytes(files.values())}"
-    cached = _cached_weights(source.repo_id, without)
+    cached = _cached_weights(source, without)
     if cached:
         return f"{source.repo_id}: in the Hugging Face cache, {_gigabytes(cached)}"
     failure = _failure_to_reach(source.repo_id)
@@ -62,22 +62,17 @@ def _needed(file_of: Mapping[str, str], without: str) -> dict[str, str]:
     return {name: file for name, file in file_of.items() if not without or without not in name}
 
 
-def _cached_weights(repo_id: str, without: str) -> list[Path]:
-    """The weight files of a hub id when all that are needed are cached, otherwise none."""
-    if _cached(repo_id, "config.json") is None:
+def _cached_weights(source: CheckpointSource, without: str) -> list[Path]:
+    """The weight files of a hub's repository when all that are needed are cached, otherwise none."""
+    if source.cached("config.json") is None:
         return []
     for name in WEIGHT_FILES:
-        path = _cached(repo_id, name)
+        path = source.cached(name)
         if path is not None:
             names = set(_needed(read_json(path)["weight_map"], without).values()) if path.suffix == ".json" else {name}
-            paths = [_cached(repo_id, each) for each in sorted(names)]
+            paths = [source.cached(each) for each in sorted(names)]
             return paths if all(paths) else []
     return []
-
-
-def _cached(repo_id: str, name: str) -> Path | None:
-    found = try_to_load_from_cache(repo_id, name)
-    return Path(found) if isinstance(found, str) else None
 
 
 def _failure_to_reach(repo_id: str) -> str:

@@ -46,8 +46,8 @@ def write_world(out: Path, settings: WorldSettings, num_workers: int = 1, overwr
         os.chmod(work, 0o755)
         _move_into_place(work, out)
     except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror or error}), nothing is left of it; free some space "
-                        "or name another --out") from error
+        raise UserError(f"{out}: cannot be written ({error.strerror or error}), nothing of the new world is left; free "
+                        "some space or name another --out") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -69,9 +69,20 @@ def check_target(out: Path, overwrite: bool) -> None:
 def _move_into_place(work: Path, out: Path) -> None:
     if out.exists() and any(out.iterdir()):
         aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.replaced-", dir=out.parent))
-        os.replace(out, aside / out.name)
-        os.replace(work, out)
-        shutil.rmtree(aside)
+        old = aside / out.name
+        try:
+            os.replace(out, old)
+            os.replace(work, out)
+        except OSError:
+            if old.exists():
+                os.replace(old, out)
+            aside.rmdir()
+            raise
+        try:
+            shutil.rmtree(aside)
+        except OSError as error:
+            raise UserError(f"{aside}: what was left of the world that {out} replaced cannot be removed "
+                            f"({error.strerror}); remove it") from error
         return
     if out.exists():
         out.rmdir()
