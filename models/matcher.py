@@ -77,14 +77,25 @@ def _first_least(distance: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def least_distances(pts: Tensor, targets: PaddedTargets) -> tuple[Tensor, Tensor]:
-    """L1 distance of predictions [L, B, I, P, 2] to each target in its nearest order, and that order: [L, B, I, G]."""
+    """L1 distance of predictions [L, B, I, P, 2] to each target in its nearest order, and that order: [L, B, I, G].
+
+    Where it is padded, G has distances that mean nothing.
+    """
+    return (least_of_needed_orders if pts.device.type == "cpu" else least_of_all_orders)(pts, targets)
+
+
+def least_of_all_orders(pts: Tensor, targets: PaddedTargets) -> tuple[Tensor, Tensor]:
+    """least_distances in one piece, for a GPU: to ask which lines are open would be one more wait for the device."""
+    heads, ordered = len(pts), targets.ordered_pts.flatten(3)  # [B, G, O, 2P]
+    wanted = ordered.flatten(1, 2).expand(heads, -1, -1, -1)  # [L, B, G*O, 2P]
+    distance = torch.cdist(pts.flatten(3), wanted, p=1.0)  # [L, B, I, G*O]
+    return _first_least(distance.unflatten(3, ordered.shape[1:3]))
+
+
+def least_of_needed_orders(pts: Tensor, targets: PaddedTargets) -> tuple[Tensor, Tensor]:
+    """least_distances without the orders that open lines only repeat, which are most of its time on a CPU."""
     heads, batch, instances = pts.shape[:3]
     pts, ordered = pts.flatten(3), targets.ordered_pts.flatten(3)  # [L, B, I, 2P], [B, G, O, 2P]
-    if pts.device.type != "cpu":
-        distance = torch.cdist(pts, ordered.flatten(1, 2).expand(heads, -1, -1, -1), p=1.0)  # [L, B, I, G*O]
-        return _first_least(distance.unflatten(3, ordered.shape[1:3]))
-    # Nearly all of the criterion's time on a CPU, where skipping the orders that open lines only repeat is worth it. On
-    # a GPU to ask which lines are open would be one more wait for the device.
     distance = pts.new_zeros(heads, batch, instances, ordered.shape[1])
     order = torch.zeros_like(distance, dtype=torch.long)
     for sample, count in enumerate(targets.counts):

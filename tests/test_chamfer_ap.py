@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 
 from data.polylines import resample_lines
 from evaluation.chamfer import chamfer_distances
-from evaluation.chamfer_ap import average_precision, evaluate, format_table, match_sample, summarize
+from evaluation.chamfer_ap import (
+    ClassHits,
+    average_precision,
+    best_f1,
+    evaluate,
+    format_table,
+    match_sample,
+    summarize,
+)
 from evaluation.formats import read_ground_truth, read_predictions
 from evaluation.line_buffers import bands_touch
 from evaluation.vectors import Vectors, no_vectors
@@ -257,3 +265,21 @@ def test_table_is_aligned_and_marks_what_is_missing():
     assert rows[1].split()[1:5] == ["0.000", "1.000", "1.000", "0.667"]
     assert rows[2].split()[1:5] == ["-"] * 4
     assert rows[-1].split() == ["mAP", "0.667"]
+
+
+def test_details_are_those_of_the_largest_threshold():
+    line = np.array([[0.0, 0.0], [0.0, 9.0]])
+    truth = {"a": Vectors(np.array([0]), [line])}
+    found = {"a": Vectors(np.array([0]), [line + [0.75, 0.0]], np.array([0.5]))}
+    divider = evaluate(found, truth)["details"]["divider"]
+    assert divider["recall"] == divider["best_f1"]["f1"] == 1.0
+    assert divider["matched_chamfer"] == pytest.approx(0.75)
+
+
+def test_the_best_threshold_keeps_or_drops_equal_scores_together():
+    scores, hits = np.array([0.5, 0.5, 0.25]), np.array([[True], [False], [True]])
+    found = best_f1(ClassHits(scores, hits, np.zeros(3), num_gt=3), 0)
+    assert found == {"f1": pytest.approx(2 / 3), "precision": pytest.approx(2 / 3), "recall": pytest.approx(2 / 3),
+                     "score": 0.25}  # fmt: skip
+    found = best_f1(ClassHits(scores[:2], hits[:2], np.zeros(2), num_gt=1), 0)
+    assert found["precision"] == 0.5, "no threshold has the first without the second"

@@ -74,7 +74,7 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
     path = tmp_path / "checkpoint_epoch_1.pth"
     started = time.monotonic()
     save_checkpoint(made_checkpoint(1, numel=500_000), path)
-    seconds = min(time.monotonic() - started, 0.2)
+    seconds = min(time.monotonic() - started, 1.0)
     rng = random.Random(0)
     step, half_written = 1, 0
     for _ in range(20):

@@ -1,10 +1,11 @@
 import math
 
+import pytest
 import torch
 
 from data.made_up import GROUND_Z, camera_matrices
 from models.criterion import MapCriterion, direction_loss, sigmoid_focal_loss
-from models.segmentation import densify, rasterize_in_images, rasterize_on_ground
+from models.segmentation import densify, rasterize_in_images, rasterize_on_ground, segmentation_loss
 from tests.micro import micro_config, random_batch
 from utils.frame import PC_RANGES, denormalize_pts, normalize_pts
 
@@ -136,3 +137,20 @@ def test_segmentation_from_above_marks_the_cells_under_a_line():
     expected = torch.zeros(1, 3, 4, 10)
     expected[0, 1, 1, :] = 1.0
     assert torch.equal(masks, expected)
+
+
+def test_each_loss_has_its_weight():
+    weights = {"cls_0": 2, "pts_3": 5, "dir_12": 0.005, "noisy_cls": 2, "noisy_pts": 5, "noisy_dir": 0.005, "seg": 2,
+               "scene": 2, "ground": 2}
+    criterion = MapCriterion(4, 3, PC_RANGE)
+    for name, weight in weights.items():
+        assert criterion.total({f"loss_{name}": torch.tensor(1.0)}).item() == pytest.approx(weight)
+
+
+def test_segmentation_loss_is_cross_entropy_plus_dice_of_each_sample():
+    masks = torch.tensor([[1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]]).view(2, 1, 2, 2)
+    logits = torch.zeros(2, 1, 2, 2)  # a probability of 1/2 everywhere: overlaps of 1 and 1/2, sums of 2
+    expected = [math.log(2) + 1 - (2 * 1 + 1) / (2 + 2 + 1), math.log(2) + 1 - (2 * 0.5 + 1) / (2 + 1 + 1)]
+    assert segmentation_loss(logits, masks).tolist() == pytest.approx(expected)
+    two_classes = [torch.cat([x, x.flip(0)], dim=1) for x in (logits, masks)]
+    assert segmentation_loss(*two_classes).tolist() == pytest.approx([sum(expected) / 2] * 2), "a mean over classes"

@@ -1,3 +1,4 @@
+import math
 import os
 import subprocess
 import sys
@@ -11,7 +12,8 @@ from torch.utils.data import DataLoader
 from data.dataset import MapDetectionDataset, collate
 from data.geometry import lidar2img_matrix, project_to_image
 from data.gt_cache import GTCache, write_gt_cache
-from data.transforms import AugmentConfig
+from data.noisy_lines import SHIFT_M
+from data.transforms import Augmentation, AugmentConfig
 from tests.made_records import GROUND_Z, META, PAINT, make_painted_cache, make_record
 from utils.errors import UserError
 from utils.frame import CAMERAS, CLASSES, MIRRORED_CAMERAS, denormalize_pts
@@ -136,6 +138,28 @@ def test_empty_ground_truth_and_what_lies_beyond_the_range(painted):
     assert pts.min() == 0.0 and pts.max() == 1.0
     everything = make_dataset(folder, records, augment=AUGMENTS["all"])[0]
     assert everything["pts"].shape == (0, 20, 2)
+
+
+def test_noisy_copies_lie_around_the_targets_of_the_augmented_sample(painted):
+    folder, cache = painted
+    item = MapDetectionDataset(cache, folder, SIZE, augment=AugmentConfig(1.0, noisy_copies=16))[0]
+    lines, copies = (denormalize_pts(item[name], META["pc_range"]) for name in ("pts", "noisy_pts"))  # metres
+    assert copies.shape == (16, *lines.shape)
+    inside = (lines[..., 0].abs() < 10).all(-1)  # copies end at the range: those of these lines not to the side
+    away = (copies.mean(2) - lines.mean(1))[:, inside, 0]  # [16, G'], centres to the right
+    assert inside.sum() >= 4
+    assert away.mean(0).abs().max() < SHIFT_M and 0.7 * SHIFT_M < away.std() < 1.4 * SHIFT_M
+
+
+def test_a_ring_that_a_turn_cuts_open_is_an_open_line(painted):
+    folder, _ = painted
+    ring = np.array([[5, 27], [13, 27], [13, 29], [5, 29], [5, 27]], np.float32)
+    dataset = make_dataset(folder, [make_record(0, np.array([1]), [ring], 800)])
+    assert dataset[0]["closed"].tolist() == [True]
+    dataset.augmentation_of = lambda index: Augmentation(rotation_rad=math.radians(10.0))
+    turned = dataset[0]
+    assert turned["closed"].numel() and not turned["closed"].any()
+    assert not torch.equal(turned["pts"][:, 0], turned["pts"][:, -1])
 
 
 def test_collate_stacks_what_has_one_shape(painted):

@@ -89,3 +89,12 @@ def test_noisy_lines_change_nothing_for_the_map_queries():
         assert torch.equal(before["pred_logits"], after["pred_logits"])
     again = decoder(*inputs, noisy.roll(1, dims=1))[1]
     assert torch.allclose(again[-1]["pred_pts"], of_noisy[-1]["pred_pts"].roll(1, dims=1), atol=1e-6), "a set"
+
+
+def test_a_layer_refines_where_the_one_before_has_left_off_and_does_not_teach_it():
+    """Only its own loss moves a head's points; DESIGN: refinement without detach does not learn."""
+    decoder = small_decoder()
+    outputs, _ = decoder(torch.randn(2, 5, 8), torch.randn(2, 5, 4, 8), torch.randn(2, 6, 8), torch.randn(2, 4, 12, 6))
+    outputs[-1]["pred_pts"].sum().backward()
+    moved = [decoder.references, *(head.points[-1].bias for head in decoder.heads)]
+    assert [parameter.grad is None for parameter in moved] == [True, True, True, False]

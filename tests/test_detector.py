@@ -50,6 +50,28 @@ def test_each_parameter_is_in_one_group_and_none_of_the_llm():
     assert all(parameter_groups(model)[name] for name in GROUPS)
 
 
+def test_each_part_learns_at_the_rate_of_its_group():
+    """What is pretrained in `base` at the smallest, what is new on the way into the LLM with the map queries."""
+    groups = parameter_groups(build_detector(micro_config()))
+    assert {name: {member.split(".")[0] for member, _ in members} for name, members in groups.items()} == {
+        "qformer": {"qformer"},
+        "queries": {"vision", "geometry", "projection", "place", "ground_tokens", "map_queries"},
+        "decoder": {"image_features", "ground_grid", "decoder", "segmentation"},
+    }
+
+
+def test_tokens_enter_the_llm_as_large_as_its_own():
+    torch.manual_seed(0)
+    model = build_detector(micro_config())
+    size_of_words = model.llm.model.get_input_embeddings().weight.square().mean().sqrt().item()
+    scene = model.projection(torch.randn(2, 6, 3, 16), torch.arange(6).expand(2, -1))
+    ground = model.ground_tokens(torch.randn(2, 8, 20, 10), model.place)
+    places = model.place(torch.rand(50, 2))
+    assert size_of_words < 0.5, "one that a forgotten scale would not have"
+    for tokens, size in ((scene, 1.0), (places, 1.0), (ground, 1.0), (model.map_queries.embeddings, 0.5)):
+        assert tokens.detach().square().mean().sqrt().item() == pytest.approx(size * size_of_words, rel=0.15)
+
+
 @pytest.mark.parametrize(
     "part, prefixes",
     [("geometry", {"geometry"}), ("qformer", {"qformer", "projection", "segmentation.scene"}),

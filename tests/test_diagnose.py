@@ -11,16 +11,20 @@ import torch
 
 from data.gt_cache import GTCache, write_gt_cache
 from evaluation.chamfer_ap import SampleMatches
+from evaluation.chamfer_ap import evaluate as evaluate_vectors
 from evaluation.diagnosis import calibration, calibration_of, head_rows, near_counts, query_use
 from evaluation.head_outputs import heads_without_scene, observe_heads
 from evaluation.inference import build_loader, load_detector, predict
 from evaluation.spreads import RunningSpread
+from evaluation.vectors import ground_truth_of
 from models.alarms import SPREADS
 from models.detector import spread_across_batch
 from tests.made_records import META, make_random_records
 from tests.micro import save_shaken_checkpoint
 from tools import diagnose, evaluate
-from utils.distributed import in_batches
+from training.interruption import SignalWatch
+from training.validation import score_split
+from utils.distributed import Ranks, in_batches
 from utils.errors import run_cli
 from utils.frame import CLASSES, PC_RANGES
 
@@ -157,6 +161,15 @@ def test_the_last_head_scores_what_evaluate_says(flags, tmp_path, monkeypatch, c
         last["mAP"] - first["mAP"]
     )
     assert "+ decoder layer 2" in printed and f"{last['mAP']:.3f}" in printed
+
+
+def test_the_validation_of_a_training_scores_the_same(found_world, synthetic_world):
+    cache = GTCache.open(found_world / "cache.safetensors")
+    model, config, _ = load_detector(found_world / "model.pth", CPU, cache=cache)
+    loader = build_loader(config, cache, in_batches(range(len(cache)), 3), synthetic_world)
+    predictions, _ = predict(model, loader, CPU, None, config.pc_range)
+    result, _ = score_split(model, loader, CPU, None, config.pc_range, False, Ranks(), SignalWatch())
+    assert result == evaluate_vectors(predictions, ground_truth_of(cache)) and result["mAP"] > 0.1
 
 
 def test_queries_and_scores_are_counted_over_the_split(flags, tmp_path, monkeypatch, capsys):

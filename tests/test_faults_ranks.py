@@ -89,7 +89,7 @@ def test_a_signal_that_reaches_one_rank_during_validation(rank, whole, synthetic
 @pytest.mark.parametrize("fault, rank", [("SIGKILL", 0), ("SIGKILL", 1), ("SIGSTOP", 0), ("SIGSTOP", 1)])
 def test_a_rank_that_dies_or_stalls_ends_the_other_in_time(fault, rank, synthetic_world, caches, tmp_path):
     folder = tmp_path / "run"
-    run = start(synthetic_world, folder, *STEPS, "--rank-timeout", "8", ranks=2, FAULTS=f"{fault}:{rank}:2")
+    run = start(synthetic_world, folder, *STEPS, "--rank-timeout", "15", ranks=2, FAULTS=f"{fault}:{rank}:2")
     try:
         other = run.processes[1 - rank]
         other.join(60)
@@ -124,7 +124,7 @@ def test_an_unreadable_image_on_one_rank_ends_both(synthetic_world, caches, tmp_
     batch = list(GlobalBatches(8, 1, 1, 0, Ranks(1, 2)))[2]
     record = GTCache.open(caches["train"])[batch[0]]
     image = world / record.image_paths[4]
-    run = start(world, tmp_path / "run", *STEPS, "--rank-timeout", "8", ranks=2, FAULTS="break-file:0:0",
+    run = start(world, tmp_path / "run", *STEPS, "--rank-timeout", "15", ranks=2, FAULTS="break-file:0:0",
                 FILE_TO_BREAK=str(image))
     codes = run.wait()
     assert codes[1] == 2 and codes[0] != 0

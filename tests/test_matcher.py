@@ -1,9 +1,17 @@
 import itertools
 
+import pytest
 import torch
 
 from data.made_up import random_target
-from models.matcher import HungarianMatcher, focal_class_cost, least_distances, order_table, pad_targets
+from models.matcher import (
+    HungarianMatcher,
+    focal_class_cost,
+    least_of_all_orders,
+    least_of_needed_orders,
+    order_table,
+    pad_targets,
+)
 
 
 def test_orders_of_a_ring_and_of_an_open_line():
@@ -29,7 +37,8 @@ def test_lines_and_rings_shrunk_to_a_point_are_matched():
     assert sorted(zip(matches.instance.tolist(), matches.target.tolist(), strict=True)) == [(0, 1), (2, 0)]
 
 
-def test_least_distances_are_those_over_every_order_of_the_table():
+@pytest.mark.parametrize("least_distances", [least_of_needed_orders, least_of_all_orders])  # of CPUs and of GPUs
+def test_least_distances_are_those_over_every_order_of_the_table(least_distances):
     generator = torch.Generator().manual_seed(1)
     targets = [random_target(generator, count, 5) for count in (6, 0, 3)]
     targets[0]["closed"][:] = torch.tensor([True, False, False, True, True, False])

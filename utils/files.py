@@ -7,6 +7,9 @@ from pathlib import Path
 
 from utils.errors import UserError
 
+# What opening a file goes by, where the system can be asked about it.
+_EFFECTIVE = os.access in os.supports_effective_ids
+
 
 def default_dataroot() -> str:
     """The nuScenes folder where --dataroot is not given."""
@@ -23,7 +26,7 @@ def require_writable(*paths: str | Path | None, inputs: Iterable[str | Path | No
         if os.path.exists(path) and not os.path.isfile(path):
             raise UserError(f"{path}: is not a file and cannot be replaced by one; choose another place")
         folder = next(parent for parent in path.absolute().parents if os.path.exists(parent))
-        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK, effective_ids=_EFFECTIVE):
             raise UserError(f"{path}: cannot be written, {folder} is not a writable folder; choose another place")
     places = [path.resolve() for path in wanted]
     read = {Path(path).resolve() for path in inputs if path is not None}
