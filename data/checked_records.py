@@ -36,10 +36,14 @@ def read_json(path: Path, what: str, fix: str) -> Any:
 class Records:
     """A list of records with tokens. Everything that reads a field raises UserError, naming the first bad record."""
 
-    def __init__(self, records: Any, place: str, fix: str):
-        """`place` and `fix` are the beginning and the end of messages; raises for anything but records with tokens."""
+    def __init__(self, records: Any, place: str, fix: str, null_token: bool = False):
+        """`place` and `fix` are the beginning and the end of messages; raises for anything but records with tokens.
+
+        null_token: a token may also be null.
+        """
         self._place = place
         self._fix = fix
+        self._token_kinds = {str, type(None)} if null_token else {str}
         if type(records) is not list:
             raise UserError(f"{place} holds {_shown.repr(records)}, a list of records is expected; {fix}")
         if not set(map(type, records)) <= {dict}:
@@ -47,14 +51,18 @@ class Records:
             shown = _shown.repr(records[number])
             raise UserError(f"{place} record number {number} is {shown}, an object with a token is expected; {fix}")
         self.records = records
-        self.tokens = self.values("token", str)
+        self.tokens = self._values("token", self._token_kinds)
 
     def values(self, field: str, kind: type) -> list:
         """The field of every record, all of this type."""
+        return self._values(field, {kind})
+
+    def _values(self, field: str, kinds: set[type]) -> list:
         found = [record.get(field) for record in self.records]
-        if not set(map(type, found)) <= {kind}:
-            wrong = next(i for i, value in enumerate(found) if type(value) is not kind)
-            raise self.error(wrong, field, f"{_TYPE_NAMES[kind]} is expected")
+        if not set(map(type, found)) <= kinds:
+            wrong = next(i for i, value in enumerate(found) if type(value) not in kinds)
+            expected = next(_TYPE_NAMES[kind] for kind in kinds if kind in _TYPE_NAMES)
+            raise self.error(wrong, field, f"{expected} is expected")
         return found
 
     def numbers(self, field: str, shape: tuple[int, ...] = (), positive: bool = False) -> np.ndarray:
@@ -78,6 +86,16 @@ class Records:
             except KeyError:
                 raise self._dangling(index, field, token, target) from None
         return found
+
+    def those_of(self, others: "Records", field: str, target: str) -> "Records":
+        """The records that the others' fields refer to, in the order of the others; `target` is the name of these."""
+        row_of = {token: row for row, token in enumerate(self.tokens)}
+        tokens = others._values(field, {str, type(None)} if None in row_of else {str})
+        for index, token in enumerate(tokens):
+            if token not in row_of:
+                raise others._dangling(index, field, token, target)
+        records = [self.records[row_of[token]] for token in tokens]
+        return Records(records, self._place, self._fix, null_token=type(None) in self._token_kinds)
 
     def follow_lists(self, field: str, row_of: Mapping[str, int], target: str) -> list[list[int]]:
         """Rows of the tokens in every record's list of tokens."""

@@ -1,7 +1,7 @@
 """The nuScenes map expansion of one city as Shapely geometries, layer by layer (needs shapely)."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,44 +50,45 @@ def read_layers(dataroot: str | Path, location: str) -> tuple[dict[str, np.ndarr
 
     A line without two nodes, a polygon without three and a hole without three are left out silently: nuScenes
     has them as placeholders. Raises UserError as read_map_tables, and for the first record that is malformed
-    or refers to one that is not there.
+    or refers to one that is not there. Like the devkit, lines and polygons that none of these layers refers to are not
+    looked at: in Queenstown and Holland Village the polygon of all road blocks has null for its token
+    (nuscenes-devkit issues 810 and 1183).
     """
     tables = read_map_tables(dataroot, location)
     path = map_expansion_path(dataroot, location)
-    layers = {name: Records(tables[name], f"{path}: {name}", _FIX) for name in _NEEDED}
-    nodes, lines, polygons = layers["node"], layers["line"], layers["polygon"]
+    layers = {name: Records(tables[name], f"{path}: {name}", _FIX) for name in (*LINE_LAYERS, *POLYGON_LAYERS, "node")}
+    shapes = {name: Records(tables[name], f"{path}: {name}", _FIX, null_token=True) for name in ("line", "polygon")}
+    nodes = layers["node"]
     xy = np.stack([nodes.numbers("x"), nodes.numbers("y")], axis=-1)  # [N, 2]
     row_of = {token: row for row, token in enumerate(nodes.tokens)}
-    # Rows of xy: of each line, and of each polygon's exterior and holes.
-    line_rows = dict(zip(lines.tokens, lines.follow_lists("node_tokens", row_of, "node"), strict=True))
-    exteriors = polygons.follow_lists("exterior_node_tokens", row_of, "node")
-    rings = {token: [exterior] for token, exterior in zip(polygons.tokens, exteriors, strict=True)}
-    holes = Records(
-        [
-            {"token": token, "node_tokens": hole.get("node_tokens") if isinstance(hole, dict) else None}
-            for token, own in zip(polygons.tokens, polygons.values("holes", list), strict=True)
-            for hole in own
-        ],
-        f"{path}: polygon hole",
-        _FIX,
-    )
-    for token, rows in zip(holes.tokens, holes.follow_lists("node_tokens", row_of, "node"), strict=True):
-        rings[token].append(rows)
     geometries, invalid = {}, {}
     for layer in LINE_LAYERS:
-        used = layers[layer].follow("line_token", line_rows.__getitem__, "line")
-        points, of_line = _gathered(xy, [rows for rows in used if len(rows) >= 2])
+        lines = shapes["line"].those_of(layers[layer], "line_token", "line")
+        rows_of_lines = lines.follow_lists("node_tokens", row_of, "node")
+        points, of_line = _gathered(xy, [rows for rows in rows_of_lines if len(rows) >= 2])
         geometries[layer] = shapely.linestrings(points, indices=of_line)
     for layer in POLYGON_LAYERS:
-        used = layers[layer].follow("polygon_token", rings.__getitem__, "polygon")
-        there = [len(exterior) >= 3 for exterior, *_ in used]
-        found = _polygons(xy, [rows for rows, ok in zip(used, there, strict=True) if ok])
+        rings = _rows_of_rings(shapes["polygon"].those_of(layers[layer], "polygon_token", "polygon"), row_of, path)
+        there = [len(exterior) >= 3 for exterior, *_ in rings]
+        found = _polygons(xy, [rows for rows, ok in zip(rings, there, strict=True) if ok])
         tokens = [token for token, ok in zip(layers[layer].tokens, there, strict=True) if ok]
         # The published code leaves self-crossing polygons out rather than mend them, so its numbers depend on it.
         valid = shapely.is_valid(found)
         geometries[layer] = found[valid]
         invalid[layer] = [token for token, ok in zip(tokens, valid, strict=True) if not ok]
     return geometries, invalid
+
+
+def _rows_of_rings(polygons: Records, row_of: Mapping[str, int], path: Path) -> list[list[list[int]]]:
+    """Of each polygon, rows of the nodes of its exterior and then of each hole."""
+    rings = [[exterior] for exterior in polygons.follow_lists("exterior_node_tokens", row_of, "node")]
+    holes = [(index, hole if isinstance(hole, dict) else {})
+             for index, own in enumerate(polygons.values("holes", list)) for hole in own]  # fmt: skip
+    records = [{"token": polygons.tokens[index], "node_tokens": hole.get("node_tokens")} for index, hole in holes]
+    checked = Records(records, f"{path}: polygon hole", _FIX, null_token=True)
+    for (index, _), rows in zip(holes, checked.follow_lists("node_tokens", row_of, "node"), strict=True):
+        rings[index].append(rows)
+    return rings
 
 
 def _polygons(xy: np.ndarray, used: Sequence[list[list[int]]]) -> np.ndarray:

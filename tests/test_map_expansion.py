@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pytest
+import shapely
+from nuscenes.map_expansion.map_api import NuScenesMap
 
 from data.map_expansion import read_layers
 from tests.unprivileged import as_nobody
@@ -60,6 +62,38 @@ def test_placeholders_and_self_crossing_polygons_are_left_out(tables, tmp_path):
     assert [len(geometries[layer]) for layer in ("lane_divider", "lane")] == [1, 1]
     assert geometries["lane"][0].area == 64 - 2
     assert invalid["lane"] == ["bow"]
+
+
+def test_what_no_layer_refers_to_may_be_broken(tables, tmp_path):
+    """As the devkit has it: only road blocks refer to the polygon without a token of two real cities."""
+    write(tmp_path, tables)
+    before, _ = read_layers(tmp_path, CITY)
+    tables["polygon"].insert(0, {"token": None, "exterior_node_tokens": list("abcd"), "holes": [None]})
+    tables["line"].append({"token": "elsewhere", "node_tokens": ["nowhere"]})
+    write(tmp_path, tables)
+    after, _ = read_layers(tmp_path, CITY)
+    for layer in before:
+        assert shapely.equals_exact(before[layer], after[layer]).all()
+    tables["polygon"][0]["holes"] = []
+    tables["lane"].append({"token": "lane1", "polygon_token": None})
+    write(tmp_path, tables)
+    after, _ = read_layers(tmp_path, CITY)
+    assert [lane.area for lane in after["lane"]] == [64 - 2, 64], "what the devkit would take"
+
+
+def test_a_city_like_queenstown_is_read_like_any_other(synthetic_world, tmp_path):
+    """Where all road blocks have the polygon whose token is null, which the devkit reads without a word."""
+    tables = json.loads((synthetic_world / "maps" / "expansion" / f"{CITY}.json").read_text())
+    before, _ = read_layers(synthetic_world, CITY)
+    assert len(before["lane"]) and len(before["lane_divider"])
+    tables["polygon"].append({**tables["polygon"][0], "token": None})
+    tables["road_block"] = [{"token": f"block{number}", "polygon_token": None} for number in range(3)]
+    write(tmp_path, tables)
+    block = NuScenesMap(str(tmp_path), CITY).road_block[2]
+    assert block["exterior_node_tokens"] == tables["polygon"][0]["exterior_node_tokens"]
+    after, _ = read_layers(tmp_path, CITY)
+    for layer in before:
+        assert shapely.equals_exact(before[layer], after[layer]).all()
 
 
 def test_a_map_without_records_is_empty(tables, tmp_path):
