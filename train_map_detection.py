@@ -12,7 +12,6 @@ Examples:
 
 import argparse
 import contextlib
-import json
 from datetime import datetime
 from pathlib import Path
 
@@ -36,7 +35,7 @@ from utils.checkpoint import load_checkpoint
 from utils.device import default_device
 from utils.distributed import Ranks, batches_of_rank, join_ranks, leave_ranks
 from utils.errors import UserError, run_cli
-from utils.files import replacing
+from utils.files import write_json
 from utils.frame import CLASSES, PC_RANGES
 from utils.machine import machine, source_commit
 from utils.parameter_table import format_parameter_table, parameter_rows
@@ -126,8 +125,7 @@ def write_config(path: Path, args: argparse.Namespace, config: ModelConfig, load
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "commit": source_commit(), "machine": machine(),
     }
-    with replacing(path) as file:
-        file.write((json.dumps(content, indent=2) + "\n").encode())
+    write_json(path, content)
 
 
 def describe(trainer: Trainer, loaders: list[DataLoader], differences: list[str]) -> list[str]:

@@ -90,7 +90,7 @@ class MapDetectionDataset(Dataset):
         images, lidar2img = self.load_cameras(record, augmentation)
         labels, pts_m = transform_lines(record.labels, record.pts_m, augmentation, self.pc_range)
         pts = resample_lines(pts_m, self.num_points)  # [G, P, 2]
-        # Crossings reach 0.2 m beyond the range (MapTR's margin); as targets they end at its edge.
+        # Ground truth in StreamMapNet's style reaches up to 2 m beyond the range; as targets lines end at its edge.
         pts = np.clip(normalize_pts(pts, self.pc_range), 0.0, 1.0)
         item = {
             "images": images,

@@ -54,7 +54,7 @@ class SampleMatches:
     labels: np.ndarray  # [N] int
     scores: np.ndarray  # [N] float
     true_positive: np.ndarray  # [N, T] bool
-    chamfer: np.ndarray  # [N] metres to the nearest ground truth, infinity beyond the largest threshold
+    chamfer: np.ndarray  # [N] metres to the nearest ground truth; beyond the largest threshold infinity or more than it
     num_gt: np.ndarray  # [C] int
 
 
@@ -88,7 +88,7 @@ def match_sample(
 def _distance_matrix(
     predictions: Vectors, ground_truth: Vectors, rules: Protocol, limit: float
 ) -> np.ndarray:
-    """Chamfer distances [N, G] in metres; infinity for another class, no candidate, or beyond limit."""
+    """Chamfer distances [N, G] in metres; infinity for another class and no candidate, beyond limit perhaps."""
     pred_lines = resample_lines(predictions.pts_m, rules.num_points)
     gt_lines = resample_lines(ground_truth.pts_m, rules.num_points)
     pred, gt = np.nonzero(predictions.labels[:, None] == ground_truth.labels[None])

@@ -10,7 +10,7 @@ from data.gt_cache import GTCache
 
 @dataclass(frozen=True)
 class Vectors:
-    """Labelled polylines of one sample, in metres, LiDAR frame (utils/frame.py).
+    """Labelled polylines of one sample, in metres, in the LiDAR frame (utils/frame.py) where nothing else is said.
 
     A closed ring repeats its first point. Ground truth has no scores.
     """

@@ -75,7 +75,7 @@ class DecoderConfig:
     feature_dim: int = 32  # channels of the ground features
     cell_m: float = 0.5  # size of a ground cell in metres
     num_offsets: int = 16  # places a point looks at in each layer
-    reach_m: float = 8.0  # how far away the first layer's furthest place is; each next layer half of it
+    reach_m: float = 8.0  # how far away the first layer's furthest place is; each next layer half of it, at least 1 m
 
     def __post_init__(self):
         _require(self.dim % self.num_heads == 0, "decoder.num_heads", self.num_heads, f"must divide dim={self.dim}")

@@ -23,7 +23,7 @@ STRETCH_UNIT = 0.2
 
 
 class GroundSampling(nn.Module):
-    """Each point reads the ground features at itself and at K - 1 learned offsets around it.
+    """Each point reads the ground features at K learned offsets from itself, of which the first begins at zero.
 
     The samples are concatenated, not averaged: which of them has seen paint tells the point where to move.
     """

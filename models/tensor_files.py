@@ -16,7 +16,7 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from utils.errors import UserError
+from utils.errors import UserError, one_line
 
 # In the order of preference; an index says which shard holds which tensor.
 WEIGHT_FILES = (
@@ -59,10 +59,9 @@ class CheckpointSource:
             except RemoteEntryNotFoundError:
                 continue
             except Exception as error:  # which HTTP client is below, and what it raises, changes with the version
-                reason = " ".join(str(error).split())[:160]
                 raise UserError(
                     f"{self}: {self.repo_id} is no folder here, {name} is not in the Hugging Face cache and cannot be "
-                    f"fetched ({reason}); put {self.wanted_files} into a folder and give {self.flag} FOLDER"
+                    f"fetched ({one_line(error)}); put {self.wanted_files} into a folder and give {self.flag} FOLDER"
                 ) from error
         return None
 
@@ -113,7 +112,7 @@ def read_json(path: Path) -> dict:
     try:
         values = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())}); fetch it again") from error
+        raise UserError(f"{path}: cannot be read ({one_line(error)}); fetch it again") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: holds no JSON object; fetch it again")
     return values
@@ -184,5 +183,4 @@ def _map_pickled(path: Path) -> dict[str, Tensor]:
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:160]
-    return UserError(f"{path}: not a whole weights file ({reason}); fetch it again")
+    return UserError(f"{path}: not a whole weights file ({one_line(error)}); fetch it again")

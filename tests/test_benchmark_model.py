@@ -78,6 +78,13 @@ def test_checkpointing_and_packing_save_what_they_should():
     linears = 6 * (4 * 64 * 64 + 3 * 64 * 256)
     saved = (plain["weights_gb"] - packed["weights_gb"]) * 1e9
     assert saved == pytest.approx(linears * (16 - memory.STORED_BITS["nf4"]) / 8, rel=0.02)
+    with_lora = [memory.estimate(replace(config, lora_rank=8, llm_quantization=stored), 2, torch.float16)
+                 for stored in ("none", "nf4")]  # fmt: skip
+    grown = with_lora[0]["gradients_gb"] - plain["gradients_gb"]
+    assert grown * 1e9 == pytest.approx(4 * 6 * 8 * (4 * (64 + 64) + 3 * (64 + 256)))
+    assert with_lora[1]["gradients_gb"] == with_lora[0]["gradients_gb"]
+    assert with_lora[1]["optimizer_gb"] == with_lora[0]["optimizer_gb"]
+    assert with_lora[1]["activations_gb"] > packed["activations_gb"]
 
 
 def test_a_step_is_timed_and_its_rate_is_a_share_of_the_machine(monkeypatch, tmp_path):
@@ -115,6 +122,7 @@ def test_model_flop_grow_with_the_batch_and_not_with_checkpointing():
     one, two = (step.model_flop(config, batch_size) for batch_size in (1, 2))
     assert two == pytest.approx(2 * one, rel=0.01)
     assert step.model_flop(replace(config, llm_checkpointing=True), 1) == one
+    assert step.model_flop(replace(config, llm_quantization="nf4"), 1) == one
 
 
 @pytest.mark.parametrize(
@@ -124,6 +132,7 @@ def test_model_flop_grow_with_the_batch_and_not_with_checkpointing():
         (["params", "--layers", "0"], "--layers 0"),
         (["step", "--steps", "0"], "--steps 0"),
         (["memory", "--lora-rank", "-1"], "lora_rank=-1"),
+        (["step", "--preset", "tiny", "--llm-path", "none", "--llm-attention", "flex"], "llm_path=none"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_named(monkeypatch, tmp_path, flags, message):

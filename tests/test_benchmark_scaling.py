@@ -35,6 +35,14 @@ def test_the_exponent_is_the_slope(sizes, seconds, slope):
     assert exponent(sizes, seconds) == pytest.approx(slope, abs=1e-9)
 
 
+def test_cost_of_the_first_layers_alone(monkeypatch, tmp_path):
+    whole, half = (run(monkeypatch, tmp_path, "cost", "--preset", "tiny", *flags)
+                   for flags in ((), ("--llm-layers", 1, "--llm-quantization", "nf4")))  # fmt: skip
+    without = run(monkeypatch, tmp_path, "cost", "--preset", "tiny", "--llm-path", "none")["tflop_a_sample"]
+    of_llm = [found["tflop_a_sample"] - without for found in (whole, half)]
+    assert of_llm[1] == pytest.approx(of_llm[0] / 2, rel=0.05), "one of two layers"
+
+
 def test_cost_counts_what_step_counts_and_models_the_rest(monkeypatch, tmp_path):
     flags = ["--preset", "tiny", "--epochs", 2, "--mfu", 0.25, "--ranks", 4]
     found = run(monkeypatch, tmp_path, "cost", *flags)
@@ -51,7 +59,10 @@ def test_cost_counts_what_step_counts_and_models_the_rest(monkeypatch, tmp_path)
     assert traffic["gb_per_s"] == pytest.approx(traffic["gb_a_step"] * 0.25 * 989 / found["tflop_a_sample"])
 
 
-@pytest.mark.parametrize("flags", [["startup", "--samples", 0], ["scaling", "--cameras", 7], ["cost", "--mfu", 0]])
+@pytest.mark.parametrize("flags", [
+    ["startup", "--samples", 0], ["scaling", "--cameras", 7], ["scaling", "--preset", "tiny", "--points", 3],
+    ["cost", "--mfu", 0],
+])
 def test_sizes_that_cannot_be_meant_are_refused(flags, monkeypatch, tmp_path):
-    with pytest.raises(UserError, match="--"):
+    with pytest.raises(UserError, match="--|num_points=3"):
         run(monkeypatch, tmp_path, *flags)

@@ -84,6 +84,16 @@ def test_the_best_model_is_that_of_the_best_score_also_after_a_resume(tmp_path, 
     assert load_checkpoint(tmp_path / "best_model.pth")["epoch"] == 2 and second.best_map == 0.5
 
 
+def test_a_best_score_on_other_ground_truth_is_forgotten(tmp_path, synthetic_world, caches):
+    first = make_trainer(tmp_path, synthetic_world, caches)
+    first.validate = lambda: 0.5
+    first.run()
+    others = {**caches, "val": caches["train"]}
+    path = tmp_path / "checkpoint_epoch_2.pth"
+    assert make_trainer(tmp_path, synthetic_world, caches, resume=path).best_map == 0.5
+    assert make_trainer(tmp_path, synthetic_world, others, resume=path).best_map == -1.0
+
+
 def test_every_second_epoch_and_the_last_are_validated(tmp_path, synthetic_world, caches):
     make_trainer(tmp_path, synthetic_world, caches, "--epochs", "3", "--eval-interval", "2").run()
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

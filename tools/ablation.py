@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 from data.gt_cache import GTCache, default_cache_path, generate_command  # noqa: E402
 from utils.command_line import documented_parser  # noqa: E402
 from utils.errors import UserError, run_cli  # noqa: E402
-from utils.files import replacing  # noqa: E402
+from utils.files import write_json  # noqa: E402
 from utils.frame import CLASSES  # noqa: E402
 from utils.text_table import format_score  # noqa: E402
 
@@ -177,8 +177,7 @@ def hold_to_settings(folder: Path, settings: dict) -> None:
                                 "give the same, or another --output-dir")
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
-        file.write((json.dumps(settings, indent=2) + "\n").encode())
+    write_json(path, settings)
 
 
 def collect(folder: Path) -> dict[str, dict[int, dict]]:

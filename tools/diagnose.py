@@ -10,7 +10,6 @@ Examples:
 """
 
 import argparse
-import json
 import math
 import sys
 from functools import partial
@@ -29,13 +28,13 @@ from evaluation.diagnosis import (  # noqa: E402
     query_use,
     score_row,
 )
-from evaluation.flags import add_weight_arguments  # noqa: E402
+from evaluation.flags import add_loader_arguments, add_weight_arguments, check_loader_arguments  # noqa: E402
 from evaluation.vectors import ground_truth_of  # noqa: E402
 from models.alarms import SPREADS  # noqa: E402
 from tools.evaluate import open_cache, processes_for, warn_of_no_truth  # noqa: E402
 from utils.command_line import documented_parser  # noqa: E402
 from utils.errors import UserError, run_cli  # noqa: E402
-from utils.files import default_dataroot, replacing, require_writable  # noqa: E402
+from utils.files import default_dataroot, require_writable, write_json  # noqa: E402
 from utils.frame import CLASSES  # noqa: E402
 from utils.text_table import align_columns, format_score  # noqa: E402
 
@@ -47,12 +46,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--dataroot", default=default_dataroot(), help="folder with the images (default: %(default)s)")
     add_weight_arguments(parser)
     parser.add_argument("--protocol", default="maptr", choices=PROTOCOLS)
-    parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--num-workers", type=int, default=2, help="processes that decode images and match lines")
+    add_loader_arguments(parser, "decode images and match lines")
     parser.add_argument("--json", help="write everything here too")
     args = parser.parse_args()
-    if args.batch_size < 1 or args.num_workers < 0:
-        raise UserError(f"--batch-size {args.batch_size} --num-workers {args.num_workers}: at least 1 and 0 are needed")
+    check_loader_arguments(args)
     require_writable(args.json, inputs=(args.checkpoint, args.gt_cache))
     return args
 
@@ -161,8 +158,7 @@ def main() -> None:
     found = diagnose(args)
     print(format_diagnosis(found))
     if args.json:
-        with replacing(args.json) as file:
-            file.write((json.dumps(found, indent=2, allow_nan=False) + "\n").encode())
+        write_json(args.json, found)
 
 
 if __name__ == "__main__":

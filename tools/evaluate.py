@@ -9,7 +9,6 @@ Examples:
 """
 
 import argparse
-import json
 import math
 import os
 import sys
@@ -26,7 +25,7 @@ from evaluation.chamfer_ap import (  # noqa: E402
     summarize,
     thresholds_for,
 )
-from evaluation.flags import add_weight_arguments  # noqa: E402
+from evaluation.flags import add_loader_arguments, add_weight_arguments, check_loader_arguments  # noqa: E402
 from evaluation.formats import (  # noqa: E402
     Predictions,
     read_ground_truth,
@@ -38,7 +37,7 @@ from evaluation.ranges import lies_in, require_range, share_outside, smallest_ra
 from evaluation.vectors import Vectors, ground_truth_of  # noqa: E402
 from utils.command_line import documented_parser  # noqa: E402
 from utils.errors import UserError, run_cli  # noqa: E402
-from utils.files import default_dataroot, replacing, require_writable  # noqa: E402
+from utils.files import default_dataroot, require_writable, write_json  # noqa: E402
 from utils.frame import PC_RANGES  # noqa: E402
 
 LONGEST_WAIT_S = 7 * 86_400.0  # of a rank that is done for the others; torchrun ends it when one of them dies
@@ -61,15 +60,13 @@ def parse_args() -> argparse.Namespace:
         "says, else 60x30)",
     )  # fmt: skip
     parser.add_argument("--protocol", default="maptr", choices=PROTOCOLS)
-    parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--num-workers", type=int, default=2, help="processes that decode images and match lines")
+    add_loader_arguments(parser, "decode images and match lines")
     parser.add_argument("--json", help="write the result here too")
     parser.add_argument("--save-predictions", help="write the checkpoint's vectors here, in MapTR's format")
     args = parser.parse_args()
     if bool(args.checkpoint) == bool(args.predictions):
         raise UserError("--checkpoint or --predictions: give one of the two")
-    if args.batch_size < 1 or args.num_workers < 0:
-        raise UserError(f"--batch-size {args.batch_size} --num-workers {args.num_workers}: at least 1 and 0 are needed")
+    check_loader_arguments(args)
     if args.save_predictions and args.predictions:
         raise UserError(f"--save-predictions {args.save_predictions}: --predictions {args.predictions} has them "
                         "already; leave it out, or give --checkpoint")
@@ -231,8 +228,7 @@ def report(
         write_maptr_predictions(args.save_predictions, predictions, meta)
     if args.json:
         content = result | {"mAP": None if math.isnan(result["mAP"]) else result["mAP"]}
-        with replacing(args.json) as file:
-            file.write((json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+        write_json(args.json, content)
 
 
 if __name__ == "__main__":

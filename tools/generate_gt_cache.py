@@ -165,8 +165,8 @@ def _start_worker(vectorizers: dict[str, MapVectorizer]) -> None:
 
 
 def _vectorize(job: tuple[str, np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
-    location, lidar2global = job
-    return _vectorizers[location].vectorize(lidar2global)
+    location, patch2global = job
+    return _vectorizers[location].vectorize(patch2global)
 
 
 def write_outputs(output: Path, export: str | None, records: Sequence[SampleRecord], meta: Mapping) -> None:

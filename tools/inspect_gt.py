@@ -8,7 +8,6 @@ Example:
 """
 
 import argparse
-import json
 import math
 import sys
 from pathlib import Path
@@ -24,7 +23,7 @@ from evaluation.vectors import Vectors  # noqa: E402
 from tools.gt_notes import absence_warnings, absent_classes, left_out_notes  # noqa: E402
 from utils.command_line import documented_parser  # noqa: E402
 from utils.errors import UserError, run_cli  # noqa: E402
-from utils.files import replacing, require_writable  # noqa: E402
+from utils.files import replacing, require_writable, write_json  # noqa: E402
 from utils.frame import CLASSES  # noqa: E402
 from utils.text_table import align_columns  # noqa: E402
 
@@ -60,8 +59,7 @@ def main() -> None:
     summary = summarize_cache(cache)
     print(format_summary(summary))
     if args.json:
-        with replacing(args.json) as file:
-            file.write((json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
+        write_json(args.json, summary)
     if args.output:
         sheet = random_sheet(cache, args.samples, args.seed)
         with replacing(args.output) as file:

@@ -22,7 +22,7 @@ from data.gt_cache import GTCache  # noqa: E402
 from data.images import image_exists  # noqa: E402
 from data.records import SampleRecord  # noqa: E402
 from data.splits import SPLITS, resolve_split  # noqa: E402
-from evaluation.flags import add_weight_arguments  # noqa: E402
+from evaluation.flags import add_loader_arguments, add_weight_arguments, check_loader_arguments  # noqa: E402
 from evaluation.formats import write_maptr_predictions, write_streammapnet_predictions  # noqa: E402
 from evaluation.geojson import FRAMES, in_frame, require_origins, write_geojson  # noqa: E402
 from evaluation.inference import predict_samples  # noqa: E402
@@ -58,16 +58,14 @@ def parse_args() -> argparse.Namespace:
         "--frame", choices=FRAMES, help="default: lidar for maptr, ego for streammapnet, wgs84 for geojson"
     )
     add_score_arguments(parser, default=0.0, hint=", none; average precision needs them all")
-    parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--num-workers", type=int, default=2, help="processes that decode images")
+    add_loader_arguments(parser)
     args = parser.parse_args()
     args.frame = args.frame or FORMATS[args.format]
     if args.frame == "wgs84" and args.format != "geojson":
         raise UserError(f"--frame wgs84: --format {args.format} is in metres; give --format geojson or --frame global")
     if args.split and not args.version:
         raise UserError(f"--split {args.split}: the samples are those of --gt-cache; leave it out or give --version")
-    if args.batch_size < 1 or args.num_workers < 0:
-        raise UserError(f"--batch-size {args.batch_size} --num-workers {args.num_workers}: at least 1 and 0 are needed")
+    check_loader_arguments(args)
     require_writable(args.output, inputs=(args.checkpoint, args.gt_cache, args.best_f1))
     return args
 

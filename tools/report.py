@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.gt_cache import GTCache, default_cache_path, range_name  # noqa: E402
 from data.splits import SPLITS  # noqa: E402
 from evaluation.chamfer_ap import PROTOCOLS, hits_by_class, match_samples, summarize, thresholds_for  # noqa: E402
-from evaluation.flags import add_weight_arguments  # noqa: E402
+from evaluation.flags import add_loader_arguments, add_weight_arguments, check_loader_arguments  # noqa: E402
 from evaluation.inference import predict_samples  # noqa: E402
 from evaluation.min_scores import min_scores_of  # noqa: E402
 from evaluation.report.gallery import GallerySample, choose_samples, judge_samples, picture_sample  # noqa: E402
@@ -59,13 +59,11 @@ def parse_args() -> argparse.Namespace:
         "--gallery", type=int, default=4, help="best, median and worst samples, so many of each (default 4)"
     )
     parser.add_argument("--no-evaluation", action="store_true", help="only what the run's own files say")
-    parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--num-workers", type=int, default=2, help="processes that decode images")
+    add_loader_arguments(parser)
     args = parser.parse_args()
     if not 0 <= args.gallery <= MAX_GALLERY:
         raise UserError(f"--gallery: {args.gallery}, expected 0 to {MAX_GALLERY}; more would make the page too heavy")
-    if args.batch_size < 1 or args.num_workers < 0:
-        raise UserError(f"--batch-size {args.batch_size} --num-workers {args.num_workers}: at least 1 and 0 are needed")
+    check_loader_arguments(args)
     given = [name for name in ("checkpoint", "gt_cache", "dataroot") if getattr(args, name)]
     if args.no_evaluation and given:
         raise UserError(f"--no-evaluation --{given[0].replace('_', '-')}: one says the opposite of the other; drop one")

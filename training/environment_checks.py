@@ -21,7 +21,7 @@ from utils.frame import CAMERAS, PC_RANGES
 # with --ema-decay 2.23.
 CHECKPOINTS_GB = {"tiny": 1, "small": 1, "base": 14}
 _CACHE_GB = 1
-_IMAGE_SAMPLES = 100  # key frames of each cache, evenly spread, whose images are looked for
+_IMAGE_SAMPLES = 100  # key frames of each cache, evenly spread, at least so many have their images looked for
 _DRIVER_TIMEOUT_S = 20
 
 
@@ -81,7 +81,7 @@ class EnvironmentChecks:
         free = _free_gb(output)
         if free < wanted:
             raise UserError(f"{output}: {free:.1f} GB free, the checkpoints of a run take {wanted} GB; free some "
-                            "space, give another --output-dir, or train with --keep-last 1")
+                            "space or give another --output-dir (with --keep-last 1 a run takes a third less)")
         missing = [path for path in self.cache_paths.values() if not path.exists()]
         if self.dataroot.is_dir() and missing:
             try:

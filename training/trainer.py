@@ -245,6 +245,8 @@ class Trainer:
             self.scaler.load_state_dict(checkpoint["scaler_state_dict"])
         for name in ("epoch", "steps_done", "step", "validated", "best_map", "overflows"):
             setattr(self, name, checkpoint[name])
+        if checkpoint["val_digest"] != self.val_loader.dataset.cache.meta["digest"]:
+            self.best_map = -1.0  # scores on other ground truth cannot be compared
         if checkpoint["global_batch"] != self.sampler.global_batch:  # --reshuffle
             self.steps_done, self.step = 0, self.epoch * self.sampler.steps_per_epoch
         self._restored = True
@@ -269,7 +271,9 @@ class Trainer:
         if self.ranks.world_size == 1:
             return
         trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        sums = self.ranks.gather(torch.stack([p.detach().double().sum() for p in trained.values()]).cpu())
+        # Of bits taken for whole numbers: float sums depend on their order, which differs between kinds of GPUs.
+        sums = torch.stack([p.detach().view(torch.int32).long().sum() for p in trained.values()])
+        sums = self.ranks.gather(sums.cpu())
         for rank, other in enumerate(sums):
             if not torch.equal(other, sums[0]):
                 name = list(trained)[int((other != sums[0]).nonzero()[0])]

@@ -11,7 +11,7 @@ from models.blip2_checkpoint import FLAG as BLIP2_FLAG
 from models.llm.files import FLAG as LLM_FLAG
 from models.llm.files import require_packages
 from models.tensor_files import WEIGHT_FILES, CheckpointSource, fetch_files, find_checkpoint, read_json, tensor_index
-from utils.errors import UserError
+from utils.errors import UserError, one_line
 
 _WANTED_FILES = "config.json and the weights with their index.json"
 _TIMEOUT_S = 5.0  # of the request
@@ -84,7 +84,7 @@ def _failure_to_reach(repo_id: str) -> str:
             get_hf_file_metadata(hf_hub_url(repo_id, "config.json"), timeout=_TIMEOUT_S)
             failures[0] = ""
         except Exception as error:  # which HTTP client is below, and what it raises, changes with the version
-            failures[0] = " ".join(str(error).split())[:160] or type(error).__name__
+            failures[0] = one_line(error) or type(error).__name__
 
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from utils.errors import UserError
+from utils.errors import UserError, one_line
 from utils.files import replacing
 
 _SAMPLES_PER_TENSOR = 64
@@ -143,8 +143,7 @@ def load_checkpoint(path: str | Path) -> dict:
     except PermissionError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); make it readable") from error
     except Exception as error:  # a damaged zip or pickle raises one of a dozen types
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{path}: not a readable checkpoint ({reason}); take an earlier one") from error
+        raise UserError(f"{path}: not a readable checkpoint ({one_line(error, 120)}); take an earlier one") from error
     if not ours:
         raise UserError(f"{path}: not a checkpoint of this project; give a .pth file made by train_map_detection.py")
     if digest is not None and digest != checkpoint["digest"]:

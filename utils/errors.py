@@ -12,6 +12,11 @@ class UserError(ValueError):
     """Something the user can mend; the message names the file, the value and the fix in one line."""
 
 
+def one_line(error: Exception, most: int = 160) -> str:
+    """What an error says, without line breaks and with at most so many characters, to stand within a message."""
+    return " ".join(str(error).split())[:most]
+
+
 def run_cli(main: Callable[[], None]) -> None:
     """Run a command-line entry point; a UserError becomes one line on stderr and exit code 2.
 

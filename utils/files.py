@@ -1,6 +1,7 @@
 """Where files lie, and files that appear whole or not at all."""
 
 import contextlib
+import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,6 +15,13 @@ _EFFECTIVE = os.access in os.supports_effective_ids
 def default_dataroot() -> str:
     """The nuScenes folder where --dataroot is not given."""
     return os.environ.get("NUSCENES_DATAROOT") or "data/nuscenes"
+
+
+def write_json(path: str | Path, content: object) -> None:
+    """Indented, whole or not at all. Raises ValueError for numbers that JSON has not, UserError as `replacing`."""
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def require_writable(*paths: str | Path | None, inputs: Iterable[str | Path | None] = ()) -> None:

@@ -11,7 +11,7 @@ from utils.checklist import Caution
 from utils.errors import UserError
 
 REQUIREMENTS = Path(__file__).resolve().parents[1] / "requirements.txt"
-OLDEST_PYTHON = (3, 11)
+PYTHONS = ((3, 11), (3, 12))  # as in scripts/setup.sh
 # What training from caches does without.
 NEEDED_FOR = {
     "nuscenes-devkit": "ground-truth caches",
@@ -21,12 +21,12 @@ NEEDED_FOR = {
 
 
 def check_python() -> str:
-    """The version of this Python. Raises UserError when it is too old."""
+    """The version of this Python. Raises UserError when it is none of PYTHONS."""
     found = ".".join(map(str, sys.version_info[:3]))
-    if sys.version_info[:2] < OLDEST_PYTHON:
-        wanted = ".".join(map(str, OLDEST_PYTHON))
-        raise UserError(f"{found} at {sys.executable}, expected {wanted} or newer; install it and run "
-                        f"PYTHON=python{wanted} bash scripts/setup.sh")
+    if sys.version_info[:2] not in PYTHONS:
+        wanted = [".".join(map(str, version)) for version in PYTHONS]
+        raise UserError(f"{found} at {sys.executable}, expected {' or '.join(wanted)}; install it and run "
+                        f"PYTHON=python{wanted[0]} bash scripts/setup.sh")
     return f"{found} at {sys.executable}"
 
 

@@ -62,7 +62,7 @@ def render_report(
         "scores": _score_section(evaluation, missing),
         "samples": _sample_section(evaluation, missing),
         "training": _training_section(run),
-        "settings": _settings_section(run, evaluation, versions),
+        "settings": _settings_section(run, versions),
     }
     links = "".join(f'<a href="#{name}">{title}</a>' for name, title in _SECTIONS.items())
     sections = "".join(
@@ -243,7 +243,7 @@ def _training_section(run: RunFolder) -> str:
     )
 
 
-def _settings_section(run: RunFolder, evaluation: Evaluation | None, versions: Mapping[str, str]) -> str:
+def _settings_section(run: RunFolder, versions: Mapping[str, str]) -> str:
     """config.json and versions, folded."""
     parts = []
     for title, value in run.settings.items():

@@ -79,8 +79,9 @@ def optimizer_charts(run: RunFolder) -> list[str]:
         Series(states, steps, series_of(run.train, name), f"part-{index}", DASHES[index])
         for index, (name, states) in enumerate(SPREADS.items())
     ]
-    note = "Near 0 the states have collapsed: every scene looks the same to the decoder."
-    charts.append(line_chart("Spread across the scenes of a batch", spread, _STEP, Axis("standard deviation"), note))
+    note = ("Standard deviation across scenes, as a share of that of all values. Near 0 the states have collapsed: "
+            "every scene looks the same to the decoder.")
+    charts.append(line_chart("Spread across the scenes of a batch", spread, _STEP, Axis("share of the spread"), note))
     return charts
 
 

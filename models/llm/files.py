@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from models.tensor_files import CheckpointSource, find_checkpoint, read_json
-from utils.errors import UserError
+from utils.errors import UserError, one_line
 
 FLAG = "--llm-path"
 _WANTED_FILES = (
@@ -36,7 +36,7 @@ class LLMFiles:
 
 
 def require_packages(what: str, *modules: str) -> None:
-    """Raise UserError unless these packages (import name -> pip name where they differ) are installed."""
+    """Raise UserError unless these modules can be imported; it names the packages that pip knows them by."""
     pip_names = {"google.protobuf": "protobuf"}
     missing = [pip_names.get(name, name) for name in modules if not _importable(name)]
     if missing:
@@ -51,7 +51,7 @@ def find_llm(llm_path: str) -> LLMFiles:
     source = find_checkpoint(FLAG, llm_path, llm_path, _WANTED_FILES)
     if source.weights_name and source.weights_name.endswith(".gguf"):
         require_packages(f"{source}", "gguf")
-        config = _read_config(source, source.folder / source.weights_name, gguf_file=source.weights_name)
+        config = _read_config(source.folder / source.weights_name, gguf_file=source.weights_name)
         _require_decoder_only(source.folder / source.weights_name, config)
         return LLMFiles(source, source.folder, config, source.weights_name)
     path = source.first("config.json")
@@ -65,7 +65,7 @@ def find_llm(llm_path: str) -> LLMFiles:
     if values.get("quantization_config"):
         raise UserError(f"{path}: its weights are already quantised; give the half-precision model, "
                         "and --llm-quantization if need be")
-    config = _read_config(source, path)
+    config = _read_config(path)
     _require_decoder_only(path, config)
     return LLMFiles(source, path.parent, config)
 
@@ -91,7 +91,7 @@ def load_tokenizer(files: LLMFiles) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(files.folder, gguf_file=files.gguf_name, local_files_only=True)
     except Exception as error:  # the tokenizer libraries raise a dozen types, one of them plain Exception
-        raise UserError(f"{source}: its tokenizer cannot be read ({_reason(error)}); "
+        raise UserError(f"{source}: its tokenizer cannot be read ({one_line(error)}); "
                         f"put {_WANTED_FILES} into a folder and give {FLAG} FOLDER") from error
     if len(tokenizer) > files.config.vocab_size:
         raise UserError(f"{source}: its tokenizer has {len(tokenizer)} tokens, its embedding "
@@ -111,11 +111,11 @@ def _require_tokenizer_files(source: CheckpointSource) -> None:
         require_packages(f"{source}: tokenizer.model", "sentencepiece", "google.protobuf")
 
 
-def _read_config(source: CheckpointSource, path: Path, gguf_file: str | None = None) -> PreTrainedConfig:
+def _read_config(path: Path, gguf_file: str | None = None) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(path.parent, gguf_file=gguf_file, local_files_only=True)
     except Exception as error:  # what a damaged file or a setting of another version raises depends on the model
-        raise UserError(f"{path}: settings cannot be read ({_reason(error)}); {_EXPECTED}") from error
+        raise UserError(f"{path}: settings cannot be read ({one_line(error)}); {_EXPECTED}") from error
 
 
 def _require_decoder_only(path: Path, config: PreTrainedConfig) -> None:
@@ -139,7 +139,3 @@ def _importable(module: str) -> bool:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:  # of a missing parent package
         return False
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]

@@ -35,9 +35,14 @@ def add_lora(model: nn.Module, rank: int, alpha: float) -> None:
     Raises UserError for a model that has none.
     """
     for linear in linear_layers(model, f"--lora-rank {rank}").values():
-        linear.lora = LowRankUpdate(linear, rank, alpha / rank)
-        linear.register_forward_hook(_add_update)
+        attach_update(linear, LowRankUpdate(linear, rank, alpha / rank))
 
 
-def _add_update(linear: nn.Linear, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+def attach_update(linear: nn.Module, update: LowRankUpdate) -> None:
+    """Let a linear layer, of whatever kind, add the update of its input to its output."""
+    linear.lora = update
+    linear.register_forward_hook(_add_update)
+
+
+def _add_update(linear: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
     return output + linear.lora(inputs[0]).to(output.dtype)

@@ -11,7 +11,7 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from models.llm.quantization import is_quantized, quantized_weight
 from models.tensor_files import CheckpointSource, fetch_files, map_tensors, tensor_index
-from utils.errors import UserError
+from utils.errors import UserError, one_line
 
 _LAYER_NUMBER = re.compile(r"\.(\d+)\.")
 # What a checkpoint may hold beside the model that gives hidden states: heads, and tables that are computed anew.
@@ -28,7 +28,7 @@ def empty_model(name: str, config: PreTrainedConfig, attention: str = "sdpa") ->
         with torch.device("meta"):
             model = AutoModel.from_config(config, attn_implementation=attention)
     except (ValueError, AssertionError) as error:
-        raise UserError(f"{name}: {config.model_type} cannot be built ({' '.join(str(error).split())[:160]}); "
+        raise UserError(f"{name}: {config.model_type} cannot be built ({one_line(error)}); "
                         "expected a decoder-only language model such as llama, mistral, qwen2 or qwen3") from error
     return model
 

@@ -60,7 +60,8 @@ def run(args: argparse.Namespace) -> dict:
 def step_flop(config: ModelConfig, batch_size: int) -> tuple[int, int]:
     """model_flop, and with the forward pass of the LLM's layers once more, which gradient checkpointing adds."""
     whole = model_flop(config, batch_size)
-    without = model_flop(replace(config, llm_path="none", lora_rank=0, llm_quantization="none"), batch_size)
+    no_llm = replace(config, llm_path="none", lora_rank=0, llm_quantization="none", llm_layers=0)
+    without = model_flop(no_llm, batch_size)
     return whole, whole + (whole - without) // 2  # in frozen layers backward takes as much as forward
 
 

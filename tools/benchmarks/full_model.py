@@ -37,11 +37,16 @@ def config_from(args: argparse.Namespace) -> ModelConfig:
             for name in ("vision", "qformer", "random_llm")
         }
         preset = replace(preset, **parts)
+    return changed_config(
+        preset, llm_path=args.llm_path, qformer_pretrained="none", lora_rank=args.lora_rank,
+        llm_quantization=args.llm_quantization, llm_layers=args.llm_layers,
+    )  # fmt: skip
+
+
+def changed_config(config: ModelConfig, **changes: object) -> ModelConfig:
+    """The config with these changes. Raises UserError for values that cannot be meant."""
     try:
-        return replace(
-            preset, llm_path=args.llm_path, qformer_pretrained="none", lora_rank=args.lora_rank,
-            llm_quantization=args.llm_quantization, llm_layers=args.llm_layers,
-        )  # fmt: skip
+        return replace(config, **changes)
     except ValueError as error:
         raise UserError(str(error)) from error
 

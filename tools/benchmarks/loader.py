@@ -159,7 +159,7 @@ def difference(
 
 
 def throughput(dataset: MapDetectionDataset, num_workers: int, args: argparse.Namespace) -> dict:
-    """Samples/s of a DataLoader as training makes it, once its workers have started, and their private memory in MB."""
+    """Samples/s of a DataLoader whose workers have started and last, and their private memory in MB."""
     indices = [index % len(dataset) for index in range(args.batches * args.batch_size)]
     loader = DataLoader(
         dataset, args.batch_size, sampler=indices, num_workers=num_workers, collate_fn=collate,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.config import ModelConfig
+from models.llm.lora import attach_update
 from tools.benchmarks.full_model import (
     add_model_arguments,
     config_from,
@@ -136,7 +137,10 @@ def pack_linears(model: nn.Module, bits: float) -> None:
     for name, linear in list(model.named_modules()):
         if isinstance(linear, nn.Linear):
             parent, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, PackedLinear(linear, bits))
+            packed = PackedLinear(linear, bits)
+            if hasattr(linear, "lora"):
+                attach_update(packed, linear.lora)
+            setattr(model.get_submodule(parent), leaf, packed)
 
 
 def measured_peak(config: ModelConfig, batch_size: int, args: argparse.Namespace) -> dict[str, float | bool | None]:

@@ -17,7 +17,7 @@ from evaluation.chamfer_ap import match_samples, summarize
 from models.config import ModelConfig
 from tools.benchmarks.common import copies_of, spread, timed
 from tools.benchmarks.evaluation import made_up_predictions, made_up_truth
-from tools.benchmarks.full_model import add_model_arguments, config_from, made_up_batch
+from tools.benchmarks.full_model import add_model_arguments, changed_config, config_from, made_up_batch
 from tools.benchmarks.loader import bare_record
 from tools.benchmarks.step import measure_step
 from utils.device import PRECISIONS
@@ -49,6 +49,8 @@ def run(args: argparse.Namespace) -> dict:
         raise UserError("sizes, --batch-size and --steps must be at least 1, --warmup 0, and --cameras at most "
                         f"{len(CAMERAS)}")
     config = config_from(args)
+    for points in args.points:  # before the first minutes of work
+        changed_config(config, num_points=points)
 
     def step(changed: ModelConfig, batch_size: int = args.batch_size, cameras: int = len(CAMERAS)) -> float:
         batch = with_cameras(made_up_batch(changed, batch_size), cameras)

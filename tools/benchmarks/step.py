@@ -21,6 +21,7 @@ from models.detector import build_detector
 from tools.benchmarks.common import private_memory_mb, spread
 from tools.benchmarks.full_model import (
     add_model_arguments,
+    changed_config,
     config_from,
     fake_detector,
     made_up_batch,
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> dict:
         )
     precision = args.precision or default_precision(torch.cuda.is_available())
     dtype = PRECISIONS[precision]
-    config = replace(
+    config = changed_config(
         config_from(args), llm_attention=args.llm_attention, llm_checkpointing=args.gradient_checkpointing
     )
     if args.llm_attention == "flex" and default_device().type != "cuda":
@@ -122,7 +123,8 @@ def measure_step(
 def model_flop(config: ModelConfig, batch_size: int) -> int:
     """Floating-point operations of one forward and backward pass, without any that checkpointing repeats."""
     batch = made_up_batch(config, batch_size)
-    plain = replace(config, llm_checkpointing=False)
+    # Quantised weights cannot be made without values; the products are the same.
+    plain = replace(config, llm_checkpointing=False, llm_quantization="none")
     with fake_detector(plain, torch.float32) as model, FlopCounterMode(display=False) as counter:
         stand_in_loss(model(batch)).backward()
     return counter.get_total_flops()
