@@ -38,6 +38,15 @@ def default_cache_path(
     return Path(dataroot) / "gt_cache" / name
 
 
+def is_cache_file(path: str | Path) -> bool:
+    """Whether a file begins as a cache does, with the length of its header, and not with text; False if not there."""
+    try:
+        with open(path, "rb") as file:
+            return b"\0" in file.read(8)
+    except OSError:
+        return False
+
+
 def range_name(pc_range: Sequence[float]) -> str:
     """The name of a pc_range in PC_RANGES, or its six numbers when it has no name."""
     found = [name for name, values in PC_RANGES.items() if list(values) == [float(v) for v in pc_range]]

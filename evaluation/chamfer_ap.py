@@ -24,7 +24,7 @@ from data.polylines import resample_lines
 from evaluation.chamfer import chamfer_distances
 from evaluation.line_buffers import bands_touch
 from evaluation.vectors import Vectors, no_vectors
-from utils.errors import UserError
+from utils.errors import UserError, naming_killed_workers
 from utils.frame import CLASSES
 from utils.text_table import align_columns, format_score
 
@@ -229,7 +229,8 @@ def match_samples(
     match = partial(match_sample, protocol=protocol, thresholds=tuple(thresholds))
     if num_workers > 1:
         # spawn: the caller may hold threads and a CUDA context, which do not survive a fork.
-        with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
+        pool = ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"))
+        with naming_killed_workers(num_workers), pool:
             matches = list(pool.map(match, predicted, true, chunksize=64))
     else:
         matches = list(map(match, predicted, true))

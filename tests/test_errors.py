@@ -1,12 +1,15 @@
 """utils/errors.py: a tool that is stopped says so in one line or nothing, and its exit code tells why."""
 
+import os
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 
-from utils.errors import UserError, run_cli
+from utils.errors import UserError, naming_killed_workers, run_cli
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -67,3 +70,9 @@ def test_a_reader_that_went_away_ends_the_tool_quietly(lines):
         [sys.executable, "-c", tool], cwd=ROOT, stdout=reader.stdin, stderr=subprocess.PIPE, text=True
     )
     assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_worker_that_was_killed_is_one_line():
+    with pytest.raises(UserError, match="--num-workers 3: a worker process was killed, .*; give fewer"):
+        with naming_killed_workers(3), ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            pool.submit(os._exit, 1).result()

@@ -91,6 +91,12 @@ def test_a_perfect_prediction_scores_one_from_every_frame(files, monkeypatch, fr
     assert result["details"]["divider"]["matched_chamfer"] < 1e-3
 
 
+def test_a_cache_of_any_name_is_taken_for_what_it_is(files, monkeypatch):
+    (files / "cache.safetensors").rename(files / "truth")
+    run(monkeypatch, "--predictions", files / "ego.json", "--ground-truth", files / "truth", "--json", files / "o.json")
+    assert json.loads((files / "o.json").read_text())["mAP"] == pytest.approx(1.0)
+
+
 def test_going_to_the_lidar_frame_undoes_the_way_to_another(records):
     record = records[1]
     vectors = Vectors(record.labels, [in_frame(pts, "ego", record) for pts in record.pts_m])

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.gt_cache import GTCache, range_name  # noqa: E402
+from data.gt_cache import GTCache, is_cache_file, range_name  # noqa: E402
 from evaluation.chamfer_ap import (  # noqa: E402
     PROTOCOLS,
     check_tokens,
@@ -142,7 +142,7 @@ def open_cache(path: str, pc_range: str | None) -> GTCache:
 
 def read_files(args: argparse.Namespace) -> tuple[dict[str, Vectors], dict[str, Vectors], tuple[float, ...]]:
     """Predictions and ground truth by sample token in one frame, and their range."""
-    if Path(args.ground_truth).suffix == ".safetensors":
+    if Path(args.ground_truth).suffix == ".safetensors" or is_cache_file(args.ground_truth):
         cache = open_cache(args.ground_truth, args.pc_range)
         warn_of_other_style(args.ground_truth, cache, args.protocol)
         pc_range, ground_truth = tuple(cache.meta["pc_range"]), ground_truth_of(cache)

@@ -16,7 +16,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import replace
 from importlib.metadata import version as package_version
@@ -35,7 +34,7 @@ from data.splits import SPLITS, resolve_split  # noqa: E402
 from data.vectorize import BOUNDARY_MARGIN, MapVectorizer, patch_pose  # noqa: E402
 from tools.gt_notes import absence_warnings, absent_classes, left_out_notes  # noqa: E402
 from utils.command_line import documented_parser  # noqa: E402
-from utils.errors import UserError, run_cli  # noqa: E402
+from utils.errors import UserError, naming_killed_workers, run_cli  # noqa: E402
 from utils.files import default_dataroot, replacing, require_writable  # noqa: E402
 from utils.frame import CLASSES, PC_RANGES  # noqa: E402
 
@@ -150,12 +149,8 @@ def _vectorize_in_processes(
             results = pool.map(_vectorize, jobs, chunksize=CHUNK)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
-        yield from results
-    except BrokenProcessPool as error:
-        raise UserError(
-            f"--num-workers {num_workers}: a worker process was killed, most often for lack of memory; "
-            f"give fewer --num-workers"
-        ) from error
+        with naming_killed_workers(num_workers):
+            yield from results
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -1,15 +1,29 @@
 """How a user's mistake reaches the user: one line, exit code 2."""
 
+import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from types import FrameType
 
 
 class UserError(ValueError):
     """Something the user can mend; the message names the file, the value and the fix in one line."""
+
+
+@contextlib.contextmanager
+def naming_killed_workers(num_workers: int) -> Iterator[None]:
+    """Around the use of a ProcessPoolExecutor: a worker that was killed becomes a UserError."""
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise UserError(
+            f"--num-workers {num_workers}: a worker process was killed, most often for lack of memory; "
+            f"give fewer --num-workers"
+        ) from error
 
 
 def one_line(error: Exception, most: int = 160) -> str:

@@ -21,7 +21,7 @@ from data.synthetic.plan import LOCATIONS, ScenePlan, WorldPlan, WorldSettings, 
 from data.synthetic.rig import CAMERA_MOUNTS, LIDAR
 from data.synthetic.scene_files import draw_scene
 from data.synthetic.tables import BASEMAP_HASHES, make_tables
-from utils.errors import UserError
+from utils.errors import UserError, naming_killed_workers
 
 MARKER = "synthetic_world.json"  # tells a made world from a real dataset
 MARKER_SCHEMA = 1
@@ -156,7 +156,7 @@ def _draw_scenes(root: Path, plan: WorldPlan, num_workers: int) -> list[list[np.
         finally:
             cv2.setNumThreads(threads)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
+    with naming_killed_workers(num_workers), ProcessPoolExecutor(
         min(num_workers, len(tasks)), mp_context=context, initializer=cv2.setNumThreads, initargs=(1,)
     ) as pool:
         return list(progress(pool.map(draw, tasks)))
