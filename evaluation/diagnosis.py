@@ -6,13 +6,13 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from evaluation.calibration import NUM_BINS, calibration
 from evaluation.chamfer_ap import SampleMatches
 from utils.frame import CLASSES
 
 NEAR_M = 1.5  # metres of Chamfer distance within which a prediction is near a line
 NEAR_SCORE = 0.3  # above which a prediction is one that somebody would draw
 CALIBRATION_M = 1.0  # metres within which a prediction is true; a threshold of either range
-NUM_BINS = 10
 
 
 def near_counts(matches: Iterable[SampleMatches]) -> np.ndarray:
@@ -44,33 +44,23 @@ def query_use(match_counts: np.ndarray, near: np.ndarray) -> dict:
     }
 
 
-def calibration(scores: np.ndarray, correct: np.ndarray, num_bins: int = NUM_BINS) -> dict:
-    """Reliability table and expected calibration error (Guo et al., arXiv 1706.04599).
+def reliability(scores: np.ndarray, correct: np.ndarray) -> dict:
+    """Reliability table and expected calibration error; scores [N] in [0, 1], correct [N] bool.
 
-    scores [N] in [0, 1], correct [N] bool. Bins are of equal width and own their lower edge, the last both; an empty
-    one has neither mean score nor precision. The error is the mean over the predictions of |precision - mean score|
-    of their bin, None without any prediction.
+    Bins own their lower edge, the last both; an empty one has neither mean score nor precision.
     """
-    place = np.minimum((scores * num_bins).astype(np.int64), num_bins - 1)
-    counts = np.bincount(place, minlength=num_bins)
-    score_sums = np.bincount(place, scores, num_bins)
-    hits = np.bincount(place, correct, num_bins)
+    found = calibration(scores, correct)
     bins = [
-        {
-            "from": low / num_bins,
-            "to": (low + 1) / num_bins,
-            "count": int(count),
-            "mean_score": float(score_sums[low] / count) if count else None,
-            "precision": float(hits[low] / count) if count else None,
-        }
-        for low, count in enumerate(counts)
+        {"from": low / NUM_BINS, "to": (low + 1) / NUM_BINS, "count": 0, "mean_score": None, "precision": None}
+        for low in range(NUM_BINS)
     ]
-    error = float(np.abs(score_sums - hits).sum() / len(scores)) if len(scores) else None
-    return {"bins": bins, "expected_calibration_error": error}
+    for place, count, score, share in zip(found.bin, found.count, found.score, found.true_share, strict=True):
+        bins[place] |= {"count": int(count), "mean_score": float(score), "precision": float(share)}
+    return {"bins": bins, "expected_calibration_error": found.expected_error}
 
 
-def calibration_of(matches: Iterable[SampleMatches], thresholds: Sequence[float]) -> dict:
-    """calibration of all predictions of a split; true is what average precision counts at CALIBRATION_M.
+def reliability_of(matches: Iterable[SampleMatches], thresholds: Sequence[float]) -> dict:
+    """reliability of all predictions of a split; true is what average precision counts at CALIBRATION_M.
 
     thresholds: those of the matches, in metres, CALIBRATION_M among them.
     """
@@ -78,7 +68,7 @@ def calibration_of(matches: Iterable[SampleMatches], thresholds: Sequence[float]
     samples = list(matches)
     scores = np.concatenate([np.zeros(0), *(sample.scores for sample in samples)])
     correct = np.concatenate([np.zeros(0, bool), *(sample.true_positive[:, column] for sample in samples)])
-    return calibration(scores, correct)
+    return reliability(scores, correct)
 
 
 def score_row(name: str, result: dict, compared_with: float | None = None) -> dict:

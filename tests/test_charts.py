@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from evaluation.calibration import calibration
 from evaluation.chamfer_ap import average_precision
 from evaluation.report.charts import (
     BOTTOM,
@@ -23,7 +24,7 @@ from evaluation.report.charts import (
     thin,
     tick_label,
 )
-from evaluation.report.curves import calibration, precision_recall_steps, running_mean
+from evaluation.report.curves import precision_recall_steps, running_mean
 
 X, Y = Axis("step"), Axis("loss")
 

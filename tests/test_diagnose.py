@@ -12,7 +12,7 @@ import torch
 from data.gt_cache import GTCache, write_gt_cache
 from evaluation.chamfer_ap import SampleMatches
 from evaluation.chamfer_ap import evaluate as evaluate_vectors
-from evaluation.diagnosis import calibration, calibration_of, head_rows, near_counts, query_use
+from evaluation.diagnosis import head_rows, near_counts, query_use, reliability, reliability_of
 from evaluation.head_outputs import heads_without_scene, observe_heads
 from evaluation.inference import build_loader, load_detector, predict
 from evaluation.spreads import RunningSpread
@@ -47,7 +47,7 @@ def matches_of(scores, chamfer, true_positive=None):
 
 def test_perfectly_calibrated_scores_have_no_error():
     scores = np.repeat([0.25, 0.75], 4)
-    found = calibration(scores, np.array([1, 0, 0, 0, 1, 1, 1, 0], bool))
+    found = reliability(scores, np.array([1, 0, 0, 0, 1, 1, 1, 0], bool))
     assert found["expected_calibration_error"] == pytest.approx(0.0)
     assert [each["count"] for each in found["bins"]] == [0, 0, 4, 0, 0, 0, 0, 4, 0, 0]
     assert found["bins"][2]["precision"] == found["bins"][2]["mean_score"] == 0.25
@@ -56,26 +56,26 @@ def test_perfectly_calibrated_scores_have_no_error():
 
 def test_the_calibration_error_weighs_bins_by_their_predictions():
     scores, correct = np.array([0.95, 0.95, 0.95, 0.15]), np.array([False, False, False, False])
-    assert calibration(scores, correct)["expected_calibration_error"] == pytest.approx((3 * 0.95 + 0.15) / 4)
+    assert reliability(scores, correct)["expected_calibration_error"] == pytest.approx((3 * 0.95 + 0.15) / 4)
     # Too high in one place is not made good by too low in another.
     scores, correct = np.array([0.9, 0.1]), np.array([False, True])
-    assert calibration(scores, correct)["expected_calibration_error"] == pytest.approx(0.9)
+    assert reliability(scores, correct)["expected_calibration_error"] == pytest.approx(0.9)
 
 
 def test_bins_own_their_lower_edge_and_the_last_one_both():
     edges = np.array([0.0, 0.3, 0.6, 0.7, 1.0])
     for scores in (edges, edges.astype(np.float32)):
-        counts = [each["count"] for each in calibration(scores, np.ones(5, bool))["bins"]]
+        counts = [each["count"] for each in reliability(scores, np.ones(5, bool))["bins"]]
         assert counts == [1, 0, 0, 1, 0, 0, 1, 1, 0, 1]
-    empty = calibration(np.zeros(0), np.zeros(0, bool))
+    empty = reliability(np.zeros(0), np.zeros(0, bool))
     assert empty["expected_calibration_error"] is None and not any(each["count"] for each in empty["bins"])
 
 
 def test_calibration_of_a_split_is_at_one_metre_wherever_that_stands():
     samples = [matches_of([0.9, 0.8], [0.7, 1.2], [[False, True, True], [False, False, True]])]
-    found = calibration_of(samples, (0.5, 1.0, 1.5))["bins"]
+    found = reliability_of(samples, (0.5, 1.0, 1.5))["bins"]
     assert found[9]["precision"] == 1.0 and found[8]["precision"] == 0.0
-    assert calibration_of(samples, (1.0, 1.5, 2.0))["bins"][9]["precision"] == 0.0
+    assert reliability_of(samples, (1.0, 1.5, 2.0))["bins"][9]["precision"] == 0.0
 
 
 def test_queries_that_never_match_are_dead():

@@ -22,10 +22,10 @@ from evaluation.diagnosis import (  # noqa: E402
     CALIBRATION_M,
     NEAR_M,
     NEAR_SCORE,
-    calibration_of,
     head_rows,
     near_counts,
     query_use,
+    reliability_of,
     score_row,
 )
 from evaluation.flags import add_loader_arguments, add_weight_arguments, check_loader_arguments  # noqa: E402
@@ -96,7 +96,7 @@ def diagnose(args: argparse.Namespace) -> dict:
             for index, result in zip((0, -1), same_scene, strict=True)
         ],
         "queries": query_use(seen.match_counts.cpu().numpy(), near_counts(last)),
-        "calibration": calibration_of(last, thresholds),
+        "calibration": reliability_of(last, thresholds),
         "spread": {name: None if math.isnan(value) else value for name, value in seen.spread.items()},
     }
 

@@ -1,12 +1,8 @@
-"""Figures behind the charts of a report: precision over recall, what a score is worth, running means."""
-
-from dataclasses import dataclass
+"""Figures behind the charts of a report: precision over recall, running means."""
 
 import numpy as np
 
 from evaluation.chamfer_ap import precision_recall
-
-SCORE_BINS = 10
 
 
 def precision_recall_steps(true_positive: np.ndarray, num_gt: int) -> tuple[np.ndarray, np.ndarray]:
@@ -24,34 +20,6 @@ def precision_recall_steps(true_positive: np.ndarray, num_gt: int) -> tuple[np.n
     start = np.concatenate([[0.0], recall[:-1]])
     corners = np.stack([start, recall], axis=1).ravel(), np.repeat(envelope, 2)
     return np.append(corners[0], recall[-1]), np.append(corners[1], 0.0)  # beyond the last hit there is none
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Predictions gathered by score; K bins that hold any."""
-
-    score: np.ndarray  # [K] mean score
-    true_share: np.ndarray  # [K] share of true positives
-    count: np.ndarray  # [K] predictions
-    bin: np.ndarray  # [K] which of SCORE_BINS equal parts of [0, 1]
-
-    @property
-    def expected_error(self) -> float | None:
-        """Mean of |score - share| over the predictions (ECE; Guo et al., ICML 2017); None without any."""
-        if len(self.count) == 0:
-            return None
-        return float(np.average(np.abs(self.score - self.true_share), weights=self.count))
-
-
-def calibration(scores: np.ndarray, true_positive: np.ndarray) -> Calibration:
-    """How often predictions of a score are right; scores [N] in [0, 1], true_positive [N] bool."""
-    bins = np.minimum((scores * SCORE_BINS).astype(np.int64), SCORE_BINS - 1)
-    count = np.bincount(bins, minlength=SCORE_BINS)
-    used = np.flatnonzero(count)
-    count = count[used]
-    score = np.bincount(bins, scores, SCORE_BINS)[used] / count
-    true_share = np.bincount(bins, true_positive, SCORE_BINS)[used] / count
-    return Calibration(score, true_share, count, used)
 
 
 def running_mean(values: np.ndarray, window: int) -> np.ndarray:

@@ -7,9 +7,9 @@ from datetime import datetime
 from html import escape
 from pathlib import Path
 
+from evaluation.calibration import NUM_BINS, Calibration, calibration
 from evaluation.chamfer_ap import ClassHits
 from evaluation.pictures.canvas import CLASS_COLOURS, CLASS_TITLES
-from evaluation.report.curves import SCORE_BINS, Calibration, calibration
 from evaluation.report.gallery import GallerySample
 from evaluation.report.html_parts import (
     class_swatch,
@@ -178,8 +178,8 @@ def _score_section(evaluation: Evaluation | None, missing: str) -> str:
     bins = [calibration(of_class.scores, of_class.true_positive[:, column]) for of_class in evaluation.hits]
     curves = "".join(precision_recall_charts(evaluation.hits, thresholds))
     rows = [
-        [f"{index / SCORE_BINS:g} to {(index + 1) / SCORE_BINS:g}", *(_bin_cell(one, index) for one in bins)]
-        for index in range(SCORE_BINS)
+        [f"{index / NUM_BINS:g} to {(index + 1) / NUM_BINS:g}", *(_bin_cell(one, index) for one in bins)]
+        for index in range(NUM_BINS)
     ]
     caption = f"Share of the predictions that is true at {F1_THRESHOLD} m, and the number of predictions."
     table = html_table(caption, ["score", *CLASSES], rows)

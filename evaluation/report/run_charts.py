@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from evaluation.calibration import NUM_BINS, Calibration
 from evaluation.chamfer_ap import ClassHits, average_precision
 from evaluation.report.charts import Axis, Series, line_chart
-from evaluation.report.curves import SCORE_BINS, Calibration, precision_recall_steps, running_mean
+from evaluation.report.curves import precision_recall_steps, running_mean
 from evaluation.report.run_folder import RunFolder, number, series_of
 from models.alarms import SPREADS
 from utils.frame import CLASSES
@@ -126,7 +127,7 @@ def calibration_chart(by_class: Sequence[Calibration], threshold: float) -> str:
             Series(legend, bins.score, bins.true_share, f"class-{label}", DASHES[label], markers=True)
         )
     note = (
-        f"{SCORE_BINS} bins of the score; true at {threshold} m, duplicates are false. On the dotted diagonal a "
+        f"{NUM_BINS} bins of the score; true at {threshold} m, duplicates are false. On the dotted diagonal a "
         "score is the probability of being right; below it the model is overconfident."
     )
     return line_chart(
