@@ -166,6 +166,7 @@ def test_the_page_shows_what_evaluate_measures_and_stands_alone(protocol, run, c
     assert settings["started"][:16].replace("T", " ") in page.text and settings["commit"][:12] in page.text
     assert "2 of 2 epochs, 4 steps" in page.text and "8 training and 4 validation samples" in page.text
     assert "best_model.pth on 4 samples" in page.text and "Not evaluated" not in page.text
+    assert "other ground truth" not in page.text
 
     levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1 and levels.count(1) == 1
@@ -181,6 +182,12 @@ def test_the_page_shows_what_evaluate_measures_and_stands_alone(protocol, run, c
     for chart in page.all("svg"):
         assert chart.get("aria-hidden") == "true" or chart["role"] == "img" and chart["aria-label"]
     assert len(html) < 2e6
+
+
+def test_other_ground_truth_than_the_runs_is_pointed_out(run, caches, tmp_path, monkeypatch):
+    out = tmp_path / "page.html"
+    make_report(monkeypatch, "--run", run, "--gt-cache", caches["train"], "--output", out, "--gallery", 0)
+    assert "on other ground truth than the run was validated on" in Page(out.read_text()).text
 
 
 def test_a_run_of_an_earlier_version_says_what_it_has_not_recorded(copy):

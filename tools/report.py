@@ -120,6 +120,7 @@ def evaluate_run(args: argparse.Namespace, inputs: Inputs) -> Evaluation:
     return Evaluation(
         checkpoint=inputs.checkpoint.name,
         data=f"{meta['version']} {meta['split']}, {range_name(config.pc_range)} m, {meta['gt_style']} style",
+        gt_digest=meta["digest"],
         num_samples=len(cache),
         command=shlex.join(map(str, command)),
         result=summarize(matches, args.protocol, thresholds),

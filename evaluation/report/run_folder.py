@@ -36,6 +36,12 @@ class RunFolder:
         value = self.settings["args"].get(name)
         return default if value is None else value
 
+    def validated_on(self) -> str | None:
+        """The digest of the validation split's ground-truth cache; None where the run has not recorded it."""
+        caches = self.settings.get("gt_caches")
+        digest = caches.get("val") if isinstance(caches, dict) else None
+        return digest if isinstance(digest, str) else None
+
     def best_val(self) -> dict | None:
         """The validation with the highest mAP, the first of equal ones; None before any that found ground truth."""
         scored = [record for record in self.val if record["result"]["mAP"] is not None]
