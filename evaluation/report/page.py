@@ -117,8 +117,8 @@ def _alerts(run: RunFolder, evaluation: Evaluation | None, missing: str) -> str:
         alerts.append(f"{left_out} of metrics.jsonl left out: a resumption took the same steps again.")
     validated_on = run.validated_on()
     if evaluation and validated_on not in (None, evaluation.gt_digest):
-        alerts.append("Scored for this report on other ground truth than the run was validated on: the two scores cannot "
-                      "be compared.")
+        alerts.append("Scored for this report on other ground truth than the run was validated on: the scores "
+                      "cannot be compared.")
     last, planned = max((record["epoch"] for record in run.val), default=0), number(run.setting("epochs"))
     if last < planned:
         alerts.append(f"The run is not finished: {last:g} of {planned:g} epochs are trained and validated.")
