@@ -28,7 +28,6 @@ SKY_LOW, SKY_HIGH = -3.0, 42.0  # degrees of elevation
 class Appearance:
     """All colours RGB floats in 0..255; light factors multiply them."""
 
-    weather: str
     sun: np.ndarray  # [3] direction towards the sun
     ambient: float
     diffuse: float
@@ -71,7 +70,6 @@ def make_appearance(rng: np.random.Generator, wear: float) -> Appearance:
     lit = tint * (ambient + diffuse * sun[2])
     shaded = tint * ambient
     return Appearance(
-        weather=weather,
         sun=sun,
         ambient=ambient,
         diffuse=diffuse,

@@ -9,7 +9,7 @@ from data.geometry import invert_rigid
 from data.synthetic.appearance import SKY_HIGH, SKY_LOW, Appearance
 from data.synthetic.boxes import Solid, View, apply_air, clip_near, draw_crown, draw_solid
 from data.synthetic.elements import Tree, oriented_rectangle
-from data.synthetic.ground import GroundLevel
+from data.synthetic.ground import GRAINS, GRASS, GroundLevel
 
 ROW_SAMPLES = 4  # rays per pixel height, against aliasing far away
 FAR = 4000.0  # metres: depth of the sky
@@ -97,7 +97,7 @@ def _draw_ground(view: View, levels: tuple[list[GroundLevel], list[GroundLevel]]
         -rays[2] / camera_height,
     ])  # fmt: skip
     ground = np.empty(((height - top) * ROW_SAMPLES, width, 3), np.uint8)
-    ground[:] = np.clip(np.asarray(appearance.ground_colors[7]), 0, 255)
+    ground[:] = appearance.ground_colors[GRASS * GRAINS + (GRAINS - 1) // 2]
     middle = np.median(depth[top:], axis=1)
     along = middle**2 / (view.intrinsic[1, 1] * camera_height * ROW_SAMPLES * STRETCH)
     footprint = np.maximum(along, middle / view.intrinsic[0, 0])  # metres, one per image row

@@ -56,7 +56,6 @@ class ScenePlan:
     """One scene: who moves how, and when each sensor fires. Times in microseconds since 1970."""
 
     name: str
-    split: str
     town_key: str
     log: LogPlan
     ego: EgoMotion
@@ -88,15 +87,15 @@ class WorldPlan:
 
 def plan_world(settings: WorldSettings) -> WorldPlan:
     """Decide everything; a pure function of the settings."""
-    groups = []  # (split, town key, location, scene names)
+    groups = []  # (town key, location, scene names)
     for split, names in (("train", settings.train_scenes), ("val", settings.val_scenes)):
         num_towns = max(min(len(names), FEW_TOWNS), -(-len(names) // SCENES_PER_TOWN))
         for index in range(num_towns):
             location = TOWN_LOCATIONS[index % len(TOWN_LOCATIONS)]
-            groups.append((split, f"{split}-{index}", location, names[index::num_towns]))
-    centers, canvas_edges = _place_towns([(key, location) for _, key, location, _ in groups])
+            groups.append((f"{split}-{index}", location, names[index::num_towns]))
+    centers, canvas_edges = _place_towns([(key, location) for key, location, _ in groups])
     towns, logs, scenes = {}, [], []
-    for split, key, location, names in groups:
+    for key, location, names in groups:
         town = build_town(settings.seed, key, location, centers[key])
         towns[key] = town
         starts = _start_points(make_rng(settings.seed, "starts", key), town, len(names))
@@ -106,7 +105,7 @@ def plan_world(settings: WorldSettings) -> WorldPlan:
             start_time = (
                 FIRST_LOG_TIME + (len(logs) - 1) * LOG_SPACING + index % SCENES_PER_LOG * SCENE_SPACING
             ) * 1_000_000
-            scenes.append(_plan_scene(settings, name, split, town, logs[-1], starts[index], start_time))
+            scenes.append(_plan_scene(settings, name, town, logs[-1], starts[index], start_time))
     order = {name: i for i, name in enumerate((*settings.train_scenes, *settings.val_scenes))}
     scenes.sort(key=lambda scene: order[scene.name])
     return WorldPlan(settings, towns, canvas_edges, logs, scenes)
@@ -150,7 +149,6 @@ def _plan_log(settings: WorldSettings, index: int, town_key: str, location: str)
 def _plan_scene(
     settings: WorldSettings,
     name: str,
-    split: str,
     town: Town,
     log: LogPlan,
     start: tuple[int, float],
@@ -168,4 +166,4 @@ def _plan_scene(
             for channel, (_, _, _, before) in CAMERA_MOUNTS.items()
         }
         sensor_times.append({LIDAR: lidar_time, **times})
-    return ScenePlan(name, split, town.key, log, ego, agents, start_time, sensor_times)
+    return ScenePlan(name, town.key, log, ego, agents, start_time, sensor_times)

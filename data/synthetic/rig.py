@@ -30,7 +30,6 @@ LIDAR = "LIDAR_TOP"
 class Sensor:
     """Calibration of one sensor: pose in the vehicle frame and, for a camera, intrinsics [3, 3] (else None)."""
 
-    channel: str
     translation: np.ndarray
     rotation: np.ndarray
     intrinsic: np.ndarray | None
@@ -62,8 +61,8 @@ def make_rig(rng: np.random.Generator, image_size: tuple[int, int]) -> dict[str,
         center_y = (491.0 + rng.normal(0.0, 6.0) + 0.5) * scale_y - 0.5
         intrinsic = np.array([[focal * scale_x, 0.0, center_x], [0.0, focal * scale_y, center_y], [0.0, 0.0, 1.0]])
         translation = np.array(position) + rng.normal(0.0, 0.012, 3)
-        rig[channel] = Sensor(channel, translation, quaternion_of(tilt * look), intrinsic)
+        rig[channel] = Sensor(translation, quaternion_of(tilt * look), intrinsic)
     tilt = [-90.0 + rng.normal(0.0, 0.4), rng.normal(0.0, 0.5), rng.normal(0.0, 0.5)]
     rotation = quaternion_of(Rotation.from_euler("ZYX", tilt, degrees=True))
-    rig[LIDAR] = Sensor(LIDAR, np.array(LIDAR_POSITION) + rng.normal(0.0, 0.005, 3), rotation, None)
+    rig[LIDAR] = Sensor(np.array(LIDAR_POSITION) + rng.normal(0.0, 0.005, 3), rotation, None)
     return rig
