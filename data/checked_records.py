@@ -58,7 +58,7 @@ class Records:
         return self._values(field, {kind})
 
     def _values(self, field: str, kinds: set[type]) -> list:
-        found = [record.get(field) for record in self.records]
+        found = [record.get(field, ...) for record in self.records]  # a field that is missing is not null
         if not set(map(type, found)) <= kinds:
             wrong = next(i for i, value in enumerate(found) if type(value) not in kinds)
             expected = next(_TYPE_NAMES[kind] for kind in kinds if kind in _TYPE_NAMES)

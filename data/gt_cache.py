@@ -40,6 +40,8 @@ def default_cache_path(
 
 def is_cache_file(path: str | Path) -> bool:
     """Whether a file begins as a cache does, with the length of its header, and not with text; False if not there."""
+    if not os.path.isfile(path):  # of a pipe, what is read here would be lost
+        return False
     try:
         with open(path, "rb") as file:
             return b"\0" in file.read(8)

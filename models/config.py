@@ -134,7 +134,7 @@ class ModelConfig:
                  f"must be one of {', '.join(ATTENTIONS)}")
         _require(self.llm_layers >= 0, "llm_layers", self.llm_layers, "must be 0 (all) or positive")
         _require(self.lora_rank >= 0, "lora_rank", self.lora_rank, "must be 0 (none) or positive")
-        _require(self.lora_alpha > 0, "lora_alpha", self.lora_alpha, "must be positive")
+        _require(0 < self.lora_alpha < float("inf"), "lora_alpha", self.lora_alpha, "must be positive")
         changes_llm = (self.lora_rank > 0 or self.unfreeze_llm or self.llm_quantization != "none"
                        or self.llm_layers > 0 or self.llm_attention != "sdpa")  # fmt: skip
         of_prefix = self.prompt_context or "causal_prefix" in self.without

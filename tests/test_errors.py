@@ -73,6 +73,6 @@ def test_a_reader_that_went_away_ends_the_tool_quietly(lines):
 
 
 def test_a_worker_that_was_killed_is_one_line():
-    with pytest.raises(UserError, match="--num-workers 3: a worker process was killed, .*; give fewer"):
+    with pytest.raises(UserError, match="one of 3 worker processes was killed, .*; give fewer --num-workers"):
         with naming_killed_workers(3), ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             pool.submit(os._exit, 1).result()

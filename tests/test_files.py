@@ -34,10 +34,15 @@ def test_places_where_no_file_can_be_made_are_refused_by_name(tmp_path):
             pass
 
 
-def test_a_folder_without_permission_is_refused(tmp_path):
-    tmp_path.chmod(0o555)
-    with as_nobody(), pytest.raises(UserError, match="not a writable folder"):
-        require_writable(tmp_path / "file")
+def test_a_folder_without_permission_is_refused(open_folder):
+    mode = open_folder.stat().st_mode
+    open_folder.chmod(0o555)
+    with as_nobody(), pytest.raises(UserError, match=f"{open_folder} is not a writable folder"):
+        require_writable(open_folder / "file")
+    open_folder.chmod(0o777)
+    with as_nobody():
+        require_writable(open_folder / "file")
+    open_folder.chmod(mode)
 
 
 def test_two_outputs_in_one_place_are_refused(tmp_path):

@@ -163,10 +163,11 @@ class DyingVectorizer:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_killed_worker_ends_the_work_in_one_line():
-    records = make_random_records(100)
+@pytest.mark.parametrize("count", [100, 28_000])  # of many the last are handed over when the workers are dead
+def test_a_killed_worker_ends_the_work_in_one_line(count):
+    records = make_random_records(100) * (count // 100)
     vectorizers = {record.location: DyingVectorizer() for record in records}
-    with pytest.raises(UserError, match="--num-workers 2: a worker process was killed, .* memory; give fewer"):
+    with pytest.raises(UserError, match="one of 2 worker processes was killed, .* memory; give fewer --num-workers"):
         vectorize_records(records, vectorizers, "maptr", 2)
 
 

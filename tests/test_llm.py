@@ -308,7 +308,7 @@ def test_unfreezing_says_what_memory_it_takes_unless_confirmed():
 
 
 @pytest.mark.parametrize("change", [
-    {"llm_quantization": "int4"}, {"lora_rank": -1}, {"lora_alpha": 0.0},
+    {"llm_quantization": "int4"}, {"lora_rank": -1}, {"lora_alpha": 0.0}, {"lora_alpha": float("inf")},
     {"unfreeze_llm": True, "lora_rank": 4}, {"llm_path": "none", "lora_rank": 4}, {"llm_path": "none", "llm_layers": 1},
     {"llm_path": "none", "prompt_context": True}, {"llm_path": "none", "without": ("causal_prefix",)},
     {"llm_layers": -1},

@@ -79,6 +79,10 @@ def test_what_no_layer_refers_to_may_be_broken(tables, tmp_path):
     write(tmp_path, tables)
     after, _ = read_layers(tmp_path, CITY)
     assert [lane.area for lane in after["lane"]] == [64 - 2, 64], "what the devkit would take"
+    del tables["lane"][1]["polygon_token"]
+    write(tmp_path, tables)
+    with pytest.raises(UserError, match="lane record lane1: polygon_token is missing, a text is expected"):
+        read_layers(tmp_path, CITY)
 
 
 def test_a_city_like_queenstown_is_read_like_any_other(synthetic_world, tmp_path):

@@ -1,6 +1,8 @@
 """The shell scripts that start a training, with stand-ins for python, torchrun and Slurm that record their calls."""
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -140,7 +142,9 @@ def test_bash_understands_it(script):
 
 
 def test_shellcheck_has_no_objection():
-    subprocess.run(["shellcheck", "-x", "-S", "warning", *map(str, SCRIPTS)], check=True, cwd=ROOT)
+    beside_python = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    command = [shutil.which("shellcheck", path=beside_python), "-x", "-S", "warning", *map(str, SCRIPTS)]
+    subprocess.run(command, check=True, cwd=ROOT)
 
 
 def test_every_flag_has_its_variable(ready):

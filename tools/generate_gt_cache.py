@@ -143,13 +143,13 @@ def _vectorize_in_processes(
     processes = min(num_workers, math.ceil(len(jobs) / CHUNK) or 1)
     pool = ProcessPoolExecutor(processes, initializer=_start_worker, initargs=(vectorizers,))
     try:
-        # Ctrl-C waits until the processes have started; they inherit the block, so this one alone hears it.
-        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            results = pool.map(_vectorize, jobs, chunksize=CHUNK)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
         with naming_killed_workers(num_workers):
+            # Ctrl-C waits until the processes have started; they inherit the block, so this one alone hears it.
+            unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                results = pool.map(_vectorize, jobs, chunksize=CHUNK)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
             yield from results
     finally:
         pool.shutdown(cancel_futures=True)

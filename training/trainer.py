@@ -107,7 +107,8 @@ class Trainer:
                 if saves:  # again, with the best score
                     self.save(self._position_name())
         self.save("final_model.pth", must=True)
-        self.log.line(f"best mAP {self.best_map:.3f}; checkpoints in {self.folder}")
+        best = f"{self.best_map:.3f}" if self.best_map >= 0 else "none on this ground truth"
+        self.log.line(f"best mAP {best}; checkpoints in {self.folder}")
 
     def train_epoch(self) -> None:
         """The steps that are left of the epoch."""
@@ -177,7 +178,8 @@ class Trainer:
         spreads = ", ".join(f"{states} {measured[name]:.3f}" for name, states in SPREADS.items())
         self.log.line(f"epoch {self.epoch} validation: mAP {result['mAP']:.3f}, {measured['seconds']:.0f} s, spread "
                       f"across scenes: {spreads} (near 0: collapsed)")
-        self.log.record(kind="val", epoch=self.epoch, step=self.step, **measured, result=result)
+        self.log.record(kind="val", epoch=self.epoch, step=self.step, **measured, result=result,
+                        gt_digest=self.val_loader.dataset.cache.meta["digest"])
         return result["mAP"]
 
     def save(self, name: str, must: bool = False) -> bool:

@@ -16,14 +16,12 @@ class UserError(ValueError):
 
 @contextlib.contextmanager
 def naming_killed_workers(num_workers: int) -> Iterator[None]:
-    """Around the use of a ProcessPoolExecutor: a worker that was killed becomes a UserError."""
+    """Around the use of a ProcessPoolExecutor of so many: a worker that was killed becomes a UserError."""
     try:
         yield
     except BrokenProcessPool as error:
-        raise UserError(
-            f"--num-workers {num_workers}: a worker process was killed, most often for lack of memory; "
-            f"give fewer --num-workers"
-        ) from error
+        raise UserError(f"one of {num_workers} worker processes was killed, most often for lack of memory; "
+                        "give fewer --num-workers") from error
 
 
 def one_line(error: Exception, most: int = 160) -> str:

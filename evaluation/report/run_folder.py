@@ -43,8 +43,12 @@ class RunFolder:
         return digest if isinstance(digest, str) else None
 
     def best_val(self) -> dict | None:
-        """The validation with the highest mAP, the first of equal ones; None before any that found ground truth."""
-        scored = [record for record in self.val if record["result"]["mAP"] is not None]
+        """The validation with the highest mAP, the first of equal ones; None before any that found ground truth.
+
+        One on other ground truth than the run ends with, which a resumption may have changed, does not count.
+        """
+        scored = [record for record in self.val if record["result"]["mAP"] is not None
+                  and record.get("gt_digest") in (None, self.validated_on())]  # fmt: skip
         return max(scored, key=lambda record: record["result"]["mAP"], default=None)
 
     def checkpoint(self) -> Path | None:
