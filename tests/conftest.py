@@ -1,6 +1,7 @@
 """Fixtures that several test files share."""
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -16,12 +17,16 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Hide the GPUs, also from processes that tests start, unless tests for them were asked for.
+    """Settle what processes that tests start inherit: no GPUs, unless tests for them were asked for, and signals.
 
-    The others expect what a CPU does: bit-equal repetitions, fp32 where nothing is said, two ranks on one machine.
+    The other tests expect what a CPU does: bit-equal repetitions, fp32 where nothing is said, two ranks on one machine.
     """
     if "gpu" not in config.getoption("markexpr").replace("not gpu", ""):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    # Under nohup, and behind `&` in a script, they come ignored, and bash never heeds what was ignored at its start.
+    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, usual)
 
 
 @pytest.fixture(scope="session")
