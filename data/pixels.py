@@ -53,20 +53,8 @@ def load_pixels(
     # [1, 4, H, W], valid as long as `image` lives. Made of a batch, so that its strides tell torch that channels lie
     # together; otherwise torch sorts them apart, which takes nearly as long as the filter.
     pixels = pixels_of(image)[None, y0:y1, x0:x1].permute(0, 3, 1, 2)
-    resized = F.interpolate(pixels, size, mode="bicubic", antialias=True)  # [1, 4, H, W], channels together
-    return _split_channels(resized[0].permute(1, 2, 0)), np.array(box) * factor
-
-
-def _split_channels(pixels: Tensor) -> Tensor:
-    """The first three of the four values of each pixel, uint8 [H, W, 4], as [3, H, W].
-
-    Whole pixels are shifted, which torch has vector instructions for; to copy every fourth byte it has none.
-    """
-    words = pixels.contiguous().view(torch.int32)[..., 0]  # [H, W], the first value in the lowest byte
-    channels = torch.empty(3, *words.shape, dtype=torch.uint8)
-    for number, channel in enumerate(channels):
-        channel.copy_(words >> 8 * number)  # keeps the lowest byte
-    return channels
+    resized = F.interpolate(pixels, size, mode="bicubic", antialias=True)[0, :3]  # [3, H, W]
+    return resized, np.array(box) * factor
 
 
 def pixels_of(image: Image.Image) -> Tensor:
