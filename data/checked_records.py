@@ -43,7 +43,7 @@ class Records:
         """
         self._place = place
         self._fix = fix
-        self._token_kinds = {str, type(None)} if null_token else {str}
+        self._null_token = null_token
         if type(records) is not list:
             raise UserError(f"{place} holds {_shown.repr(records)}, a list of records is expected; {fix}")
         if not set(map(type, records)) <= {dict}:
@@ -51,7 +51,7 @@ class Records:
             shown = _shown.repr(records[number])
             raise UserError(f"{place} record number {number} is {shown}, an object with a token is expected; {fix}")
         self.records = records
-        self.tokens = self._values("token", self._token_kinds)
+        self.tokens = self._values("token", {str, type(None)} if null_token else {str})
 
     def values(self, field: str, kind: type) -> list:
         """The field of every record, all of this type."""
@@ -95,7 +95,7 @@ class Records:
             if token not in row_of:
                 raise others._dangling(index, field, token, target)
         records = [self.records[row_of[token]] for token in tokens]
-        return Records(records, self._place, self._fix, null_token=type(None) in self._token_kinds)
+        return Records(records, self._place, self._fix, self._null_token)
 
     def follow_lists(self, field: str, row_of: Mapping[str, int], target: str) -> list[list[int]]:
         """Rows of the tokens in every record's list of tokens."""

@@ -50,9 +50,9 @@ def read_layers(dataroot: str | Path, location: str) -> tuple[dict[str, np.ndarr
 
     A line without two nodes, a polygon without three and a hole without three are left out silently: nuScenes
     has them as placeholders. Raises UserError as read_map_tables, and for the first record that is malformed
-    or refers to one that is not there. Like the devkit, lines and polygons that none of these layers refers to are not
-    looked at: in Queenstown and Holland Village the polygon of all road blocks has null for its token
-    (nuscenes-devkit issues 810 and 1183).
+    or refers to one that is not there. Like the devkit, this looks at no more than the token of a line or polygon that
+    none of these layers refers to, and that may be null: road blocks of Queenstown and Holland Village refer to null
+    (nuscenes-devkit issues 810 and 1183), and the devkit, which follows them, finds a polygon there.
     """
     tables = read_map_tables(dataroot, location)
     path = map_expansion_path(dataroot, location)
