@@ -11,7 +11,7 @@ from models.segmentation import rasterize_in_images, rasterize_on_ground, segmen
 from utils.frame import denormalize_pts
 
 WEIGHT_DICT = {"loss_cls": 2.0, "loss_pts": 5.0, "loss_dir": 0.005, "loss_noisy_cls": 2.0, "loss_noisy_pts": 5.0,
-               "loss_noisy_dir": 0.005, "loss_seg": 2.0, "loss_scene": 2.0, "loss_ground": 2.0}
+               "loss_noisy_dir": 0.005, "loss_seg": 8.0, "loss_scene": 8.0, "loss_ground": 8.0}
 SHORTEST_EDGE_M = 0.05
 SHORT_EDGE_M = 0.2
 

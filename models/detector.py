@@ -151,7 +151,9 @@ def spread_across_batch(states: Tensor) -> Tensor:
     states = states.detach().float()
     if len(states) < 2 or not states.numel():
         return states.new_tensor(float("nan"))
-    return states.std(0).mean() / states.std().clamp(min=1e-12)
+    # Of two samples torch's std over the first axis takes forty times as long.
+    deviations = ((states - states.mean(0)).square().sum(0) / (len(states) - 1)).sqrt()
+    return deviations.mean() / states.std().clamp(min=1e-12)
 
 
 def build_detector(

@@ -7,6 +7,8 @@ all scenes. MapTRv2 (arXiv 2308.05736) does the same with image features and fro
 # B batch, V cameras, N scene tokens a camera, C classes, h x w patches, Y x X ground cells, F ground features,
 # G ground-truth instances, P points
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,6 +18,9 @@ from models.projection import project_to_cameras
 from utils.frame import denormalize_pts
 
 STEPS_PER_EDGE = 24  # points laid on each edge of a ground-truth line before it is drawn
+# What every class begins at: about the share of ground cells that its lines cross. From 0.5, Adam's small steps would
+# first have to walk the biases there.
+FIRST_PROBABILITY = 0.03
 
 
 def densify(pts: Tensor, steps: int) -> Tensor:
@@ -105,6 +110,8 @@ class SegmentationHeads(nn.Module):
         self.vision = nn.Sequential(nn.LayerNorm(vision_dim), nn.Linear(vision_dim, num_classes))
         self.scene = SceneReader(llm_dim, dim, num_heads, grid[0] * grid[1], num_classes) if num_scene_tokens else None
         self.ground = nn.Conv2d(feature_dim, num_classes, 1)
+        for last in (self.vision[-1], self.ground, *([self.scene.classify[-1]] if self.scene else [])):
+            nn.init.constant_(last.bias, math.log(FIRST_PROBABILITY / (1 - FIRST_PROBABILITY)))
 
     def forward(self, patches: Tensor, scene: Tensor, ground: Tensor) -> dict[str, Tensor]:
         """Vision tokens [B, V, h*w, width], scene tokens [B, V*N, D], ground features [B, F, Y, X] to float32

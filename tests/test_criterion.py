@@ -140,8 +140,8 @@ def test_segmentation_from_above_marks_the_cells_under_a_line():
 
 
 def test_each_loss_has_its_weight():
-    weights = {"cls_0": 2, "pts_3": 5, "dir_12": 0.005, "noisy_cls": 2, "noisy_pts": 5, "noisy_dir": 0.005, "seg": 2,
-               "scene": 2, "ground": 2}
+    weights = {"cls_0": 2, "pts_3": 5, "dir_12": 0.005, "noisy_cls": 2, "noisy_pts": 5, "noisy_dir": 0.005, "seg": 8,
+               "scene": 8, "ground": 8}
     criterion = MapCriterion(4, 3, PC_RANGE)
     for name, weight in weights.items():
         assert criterion.total({f"loss_{name}": torch.tensor(1.0)}).item() == pytest.approx(weight)

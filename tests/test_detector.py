@@ -5,6 +5,7 @@ from models.alarms import SPREADS
 from models.config import PARTS, PRESETS, ModelConfig
 from models.criterion import MapCriterion
 from models.detector import build_detector
+from models.segmentation import FIRST_PROBABILITY
 from tests.micro import micro_config, random_batch
 from utils.optim import GROUPS, parameter_groups
 
@@ -58,6 +59,12 @@ def test_each_part_learns_at_the_rate_of_its_group():
         "queries": {"vision", "geometry", "projection", "place", "ground_tokens", "map_queries"},
         "decoder": {"image_features", "ground_grid", "decoder", "segmentation"},
     }
+
+
+def test_segmentations_begin_near_the_share_of_places_that_lines_cross():
+    heads = build_detector(micro_config()).segmentation
+    for last in (heads.vision[-1], heads.scene.classify[-1], heads.ground):
+        torch.testing.assert_close(last.bias.sigmoid(), torch.full((3,), FIRST_PROBABILITY))
 
 
 def test_tokens_enter_the_llm_as_large_as_its_own():

@@ -103,6 +103,7 @@ def test_the_spread_over_a_split_is_that_of_one_batch_of_all(sizes):
         running.add(part)
     assert running.spread() == pytest.approx(spread_across_batch(states).item(), rel=1e-5)
     torch.testing.assert_close(running.mean, states.double().mean(0))
+    assert spread_across_batch(states).item() == pytest.approx((states.std(0).mean() / states.std()).item(), rel=1e-5)
 
 
 def test_one_sample_has_no_spread_and_all_alike_have_none():
