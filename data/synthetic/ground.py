@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import shapely
 from shapely.geometry import LineString
+from shapely.geometry.base import BaseGeometry
 from shapely.ops import substring
 
 from data.synthetic.elements import PaintedLine, Town, oriented_rectangle
@@ -45,6 +46,7 @@ class GroundCanvas:
         self.x0, self.y0 = bounds[0], bounds[1]
         self.resolution = resolution
         self.bounds = shapely.box(*bounds)
+        shapely.prepare(self.bounds)
         shape = (int((bounds[3] - bounds[1]) / resolution) + 1, int((bounds[2] - bounds[0]) / resolution) + 1)
         self.index = np.zeros(shape, np.uint8)
 
@@ -59,29 +61,52 @@ class GroundCanvas:
     def fill_geometry(self, geometry, material: int) -> None:
         """Fill a shapely polygon or a collection of them."""
         for part in getattr(geometry, "geoms", [geometry]):
-            if part.geom_type == "Polygon" and part.intersects(self.bounds):
+            if part.geom_type == "Polygon" and self.bounds.intersects(part):
                 rings = [part.exterior, *part.interiors]
                 self.fill([np.asarray(ring.coords) for ring in rings], material)
 
 
-def draw_town(canvas: GroundCanvas, town: Town, sun: tuple[float, float] | None) -> None:
-    """Draw everything flat; `sun` is the shadow of one metre of height (dx, dy), None without a sun."""
+@dataclass(frozen=True)
+class FlatTown:
+    """What lies on a town's ground as shapes in the order in which they are drawn, for canvases of any area."""
+
+    surfaces: list[tuple[BaseGeometry, int]]  # shape, material
+    marks: list[tuple[np.ndarray, int]]  # ring [N, 2], material
+    lines: list[tuple[LineString, BaseGeometry, int]]  # middle, painted area, material
+    shadows: np.ndarray  # of convex polygons
+
+
+def flatten_town(town: Town, sun: tuple[float, float] | None) -> FlatTown:
+    """`sun` is the shadow of one metre of height (dx, dy), None without a sun."""
+    surfaces = [
+        (town.walkway, WALKWAY),
+        (town.drivable.boundary.buffer(KERB_WIDTH / 2, quad_segs=2), KERB),
+        (town.drivable.buffer(-KERB_WIDTH / 2, join_style="mitre"), ASPHALT),
+    ]
+    marks = [(patch, REPAIR) for patch in town.patches]
+    marks += [(stripe, CROSSING) for crossing in town.crossings for stripe in crossing.stripes]
+    marks += [(stop_line.exterior, WHITE) for stop_line in town.stop_lines]
+    lines = [
+        (LineString(line.pts), _paint(line, town.style.dash), YELLOW if line.color == "yellow" else WHITE)
+        for line in town.lines
+    ]
+    return FlatTown(surfaces, marks, lines, np.array([]) if sun is None else _shadows(town, np.array(sun)))
+
+
+def draw_town(canvas: GroundCanvas, town: FlatTown) -> None:
+    """Draw what of a town lies in the canvas's area."""
     canvas.index[:] = GRASS
-    canvas.fill_geometry(town.walkway, WALKWAY)
-    canvas.fill_geometry(town.drivable.boundary.buffer(KERB_WIDTH / 2, quad_segs=2), KERB)
-    canvas.fill_geometry(town.drivable.buffer(-KERB_WIDTH / 2, join_style="mitre"), ASPHALT)
-    for patch in town.patches:
-        canvas.fill([patch], REPAIR)
-    for crossing in town.crossings:
-        for stripe in crossing.stripes:
-            canvas.fill([stripe], CROSSING)
-    for stop_line in town.stop_lines:
-        canvas.fill([stop_line.exterior], WHITE)
-    for line in town.lines:
-        if canvas.bounds.intersects(LineString(line.pts)):
-            canvas.fill_geometry(_paint(line, town.style.dash), YELLOW if line.color == "yellow" else WHITE)
-    if sun is not None:
-        _draw_shadows(canvas, town, sun)
+    for shape, material in town.surfaces:
+        canvas.fill_geometry(shape, material)
+    for ring, material in town.marks:
+        canvas.fill([ring], material)
+    for middle, painted, material in town.lines:
+        if canvas.bounds.intersects(middle):
+            canvas.fill_geometry(painted, material)
+    mask = GroundCanvas(canvas.bounds.bounds, canvas.resolution)
+    for shadow in town.shadows[shapely.intersects(canvas.bounds, town.shadows)]:
+        mask.fill([shapely.get_coordinates(shadow)], SHADOW)
+    canvas.index |= mask.index
 
 
 def _paint(line: PaintedLine, dash: tuple[float, float]):
@@ -98,16 +123,19 @@ def _paint(line: PaintedLine, dash: tuple[float, float]):
     return middle.buffer(LINE_WIDTH / 2, cap_style="flat")
 
 
-def _draw_shadows(canvas: GroundCanvas, town: Town, sun: tuple[float, float]) -> None:
-    mask = GroundCanvas(canvas.bounds.bounds, canvas.resolution)
-    for box in town.boxes:
-        base = oriented_rectangle(box.x, box.y, box.yaw, box.size[0], box.size[1])
-        reach = np.array(sun) * box.size[2]
-        mask.fill_geometry(shapely.MultiPoint(np.concatenate([base, base + reach])).convex_hull, SHADOW)
-    for tree in town.trees:
-        center = shapely.Point(np.array([tree.x, tree.y]) + np.array(sun) * tree.height)
-        mask.fill_geometry(center.buffer(tree.radius), SHADOW)
-    canvas.index |= mask.index
+def _shadows(town: Town, sun: np.ndarray) -> np.ndarray:
+    shadows = []
+    if town.boxes:
+        feet = np.stack([oriented_rectangle(box.x, box.y, box.yaw, *box.size[:2]) for box in town.boxes])  # [N, 4, 2]
+        heights = np.array([box.size[2] for box in town.boxes])
+        corners = np.concatenate([feet, feet + sun * heights[:, None, None]], axis=1)  # [N, 8, 2]
+        shadows.append(shapely.convex_hull(shapely.multipoints(shapely.points(corners))))
+    if town.trees:
+        centers = np.array([(tree.x, tree.y) for tree in town.trees])
+        centers += sun * np.array([tree.height for tree in town.trees])[:, None]
+        radii = np.array([tree.radius for tree in town.trees])
+        shadows.append(shapely.buffer(shapely.points(centers), radii, quad_segs=16))
+    return np.concatenate(shadows) if shadows else np.array([])
 
 
 def make_grain(rng: np.random.Generator) -> np.ndarray:

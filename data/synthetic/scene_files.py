@@ -11,7 +11,15 @@ from data.synthetic.appearance import Appearance, make_appearance
 from data.synthetic.boxes import Solid
 from data.synthetic.camera import finish_image, render_view
 from data.synthetic.elements import Town
-from data.synthetic.ground import GroundCanvas, GroundLevel, color_ground, draw_town, make_grain, pyramid
+from data.synthetic.ground import (
+    GroundCanvas,
+    GroundLevel,
+    color_ground,
+    draw_town,
+    flatten_town,
+    make_grain,
+    pyramid,
+)
 from data.synthetic.lidar import make_sweep
 from data.synthetic.plan import ScenePlan
 from data.synthetic.rig import CAMERA_MOUNTS, LIDAR
@@ -76,10 +84,11 @@ def _ground_levels(
     center = np.array(town.drivable.envelope.centroid.coords[0])
     whole = (*(center - TOWN_SIZE / 2), *(center + TOWN_SIZE / 2))
     resolution = FINE_RESOLUTION[image_size[0] > WIDE]
+    flat = flatten_town(town, appearance.shadow_per_metre)
     levels = []
     for bounds, scale, num_levels in ((whole, COARSER, 5), (near, 1, 3)):
         canvas = GroundCanvas(bounds, resolution * scale)
-        draw_town(canvas, town, appearance.shadow_per_metre)
+        draw_town(canvas, flat)
         levels.append(pyramid(color_ground(canvas, grain, appearance.ground_colors), num_levels))
     return levels[0], levels[1]
 
