@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From a bare machine to a picture of predicted maps: set-up, a synthetic nuScenes world, ground-truth caches,
-# training from scratch, evaluation and a picture. About 20 minutes on two CPU cores after the installation.
+# training from scratch, evaluation and a picture. About 40 minutes on two CPU cores after the installation.
 # Settings come from the environment: QUICKSTART_DIR=/tmp/q SEED=1 bash scripts/quickstart.sh
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -14,7 +14,7 @@ TRAIN_SCENES=${TRAIN_SCENES:-500}
 VAL_SCENES=${VAL_SCENES:-40}
 SAMPLES_PER_SCENE=${SAMPLES_PER_SCENE:-2}
 RUN="$DIR/run_$(date +%Y%m%d_%H%M%S)"
-export EPOCHS=${EPOCHS:-6} EVAL_INTERVAL=${EVAL_INTERVAL:-2} SAVE_INTERVAL=${SAVE_INTERVAL:-2} SEED RESUME=
+export EPOCHS=${EPOCHS:-12} EVAL_INTERVAL=${EVAL_INTERVAL:-2} SAVE_INTERVAL=${SAVE_INTERVAL:-2} SEED RESUME=
 
 . scripts/synthetic_run.sh
 synthetic_run

@@ -47,9 +47,11 @@ synthetic_run() {
     python tools/evaluate.py --checkpoint "$RUN/final_model.pth" --gt-cache "$VAL_CACHE" --dataroot "$WORLD" \
         --json "$RUN/evaluation.json" --save-predictions "$RUN/predictions.json"
 
-    echo "== 5/5 picture"
+    echo "== 5/5 pictures"
     python tools/visualize.py --gt-cache "$VAL_CACHE" --dataroot "$WORLD" --predictions "$RUN/predictions.json" \
         --best-f1 "$RUN/evaluation.json" --index "$((VAL_SCENES * SAMPLES_PER_SCENE / 2))" --output "$RUN/picture.png"
+    python tools/visualize.py --gt-cache "$VAL_CACHE" --dataroot "$WORLD" --predictions "$RUN/predictions.json" \
+        --best-f1 "$RUN/evaluation.json" --sheet random --count 6 --output "$RUN/sheet.png"
 
     python - "$RUN" <<'PYTHON'
 import json, sys
@@ -59,7 +61,7 @@ records = [json.loads(line) for line in open(f"{run}/metrics.jsonl")]
 untrained = [r["result"]["mAP"] for r in records if r["kind"] == "val" and r["epoch"] == 0]
 beside = f" (the untrained model: {untrained[0]:.3f})" if untrained else ""
 print(f"""
-picture      {run}/picture.png
+pictures     {run}/picture.png, of six random frames: sheet.png
 predictions  {run}/predictions.json
 checkpoints  {run}/final_model.pth, best_model.pth
 log          {run}/train.log, metrics.jsonl

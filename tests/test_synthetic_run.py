@@ -36,6 +36,7 @@ def test_two_processes_go_from_nothing_to_a_score_and_a_picture_and_on(tmp_path)
         assert "held-out mAP 0." in done.stdout.splitlines()[-1]
         records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
         assert [record["epoch"] for record in records if record["kind"] == "val"] == [0, 1], time
-    assert (tmp_path / "run" / "picture.png").stat().st_size > 10_000
+    for name in ("picture.png", "sheet.png"):
+        assert (tmp_path / "run" / name).stat().st_size > 10_000
     result = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert result["mAP"] == records[-1]["result"]["mAP"], "evaluate.py and the training's validation agree"
