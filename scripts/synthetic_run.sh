@@ -61,7 +61,7 @@ records = [json.loads(line) for line in open(f"{run}/metrics.jsonl")]
 untrained = [r["result"]["mAP"] for r in records if r["kind"] == "val" and r["epoch"] == 0]
 beside = f" (the untrained model: {untrained[0]:.3f})" if untrained else ""
 print(f"""
-pictures     {run}/picture.png, of six random frames: sheet.png
+pictures     {run}/picture.png; random frames: sheet.png
 predictions  {run}/predictions.json
 checkpoints  {run}/final_model.pth, best_model.pth
 log          {run}/train.log, metrics.jsonl
