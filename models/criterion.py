@@ -11,7 +11,8 @@ from models.segmentation import rasterize_in_images, rasterize_on_ground, segmen
 from utils.frame import denormalize_pts
 
 WEIGHT_DICT = {"loss_cls": 2.0, "loss_pts": 5.0, "loss_dir": 0.005, "loss_noisy_cls": 2.0, "loss_noisy_pts": 5.0,
-               "loss_noisy_dir": 0.005, "loss_seg": 8.0, "loss_scene": 8.0, "loss_ground": 8.0}
+               "loss_noisy_dir": 0.005}
+SEGMENTATION_WEIGHT = 8.0  # of each of the three segmentation losses
 SHORTEST_EDGE_M = 0.05
 SHORT_EDGE_M = 0.2
 
@@ -40,13 +41,15 @@ def direction_loss(pts_m: Tensor, wanted_m: Tensor) -> Tensor:
 
 
 class MapCriterion(nn.Module):
-    """Unweighted losses by name; `total` applies WEIGHT_DICT.
+    """Unweighted losses by name; `total` applies WEIGHT_DICT and segmentation_weight.
 
     Heads are numbered from 0 (straight after the LLM) to L-1 (the last decoder layer): loss_cls_0 ... loss_dir_3.
     """
 
-    def __init__(self, num_points: int, num_classes: int, pc_range: tuple[float, ...]):
+    def __init__(self, num_points: int, num_classes: int, pc_range: tuple[float, ...],
+                 segmentation_weight: float = SEGMENTATION_WEIGHT):
         super().__init__()
+        self.weights = WEIGHT_DICT | dict.fromkeys(("loss_seg", "loss_scene", "loss_ground"), segmentation_weight)
         self.matcher = HungarianMatcher()
         self.num_points = num_points
         self.num_classes = num_classes
@@ -54,7 +57,7 @@ class MapCriterion(nn.Module):
 
     def total(self, losses: dict[str, Tensor]) -> Tensor:
         """Weighted sum of the losses."""
-        return sum(WEIGHT_DICT[name if name in WEIGHT_DICT else name.rsplit("_", 1)[0]] * loss
+        return sum(self.weights[name if name in self.weights else name.rsplit("_", 1)[0]] * loss
                    for name, loss in losses.items())
 
     def forward(

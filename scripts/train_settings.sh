@@ -16,7 +16,7 @@ DATA_FLAGS="dataroot version gt-cache-train gt-cache-val train-split val-split g
     noisy-copies rotation zoom photometric"
 MODEL_FLAGS="preset qformer-pretrained llm-path llm-quantization llm-layers llm-attention prompt without lora-rank lora-alpha"
 TRAINING_FLAGS="epochs batch-size accumulation-steps lr-qformer lr-queries lr-decoder lr-lora weight-decay warmup-steps
-    grad-clip ema-decay precision device rank-timeout seed"
+    grad-clip segmentation-weight ema-decay precision device rank-timeout seed"
 OUTPUT_FLAGS="output-dir log-interval save-interval save-every-steps keep-last eval-interval resume allow-changed"
 SWITCHES="gradient-checkpointing prompt-context unfreeze-llm confirm-unfreeze-llm fp16 shard-llm compile tensorboard
     eval-untrained reshuffle"

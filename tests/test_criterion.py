@@ -145,6 +145,10 @@ def test_each_loss_has_its_weight():
     criterion = MapCriterion(4, 3, PC_RANGE)
     for name, weight in weights.items():
         assert criterion.total({f"loss_{name}": torch.tensor(1.0)}).item() == pytest.approx(weight)
+    criterion = MapCriterion(4, 3, PC_RANGE, segmentation_weight=3.0)
+    for name, weight in weights.items():
+        chosen = 3 if name in ("seg", "scene", "ground") else weight
+        assert criterion.total({f"loss_{name}": torch.tensor(1.0)}).item() == pytest.approx(chosen)
 
 
 def test_segmentation_loss_is_cross_entropy_plus_dice_of_each_sample():

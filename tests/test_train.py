@@ -243,8 +243,9 @@ def test_a_broken_jpeg_names_its_sample(tmp_path, synthetic_world, caches):
 @pytest.mark.parametrize(
     "flags",
     ["--batch-size 0", "--epochs 0", "--lr-decoder -1", "--lr-decoder nan", "--grad-clip 0", "--seed -1",
-     "--mirror 1.5", "--fp16 --precision bf16", "--accumulation-steps 0", "--ema-decay 1", "--rank-timeout nan",
-     "--resume auto", "--keep-last -1", "--lr-decoder inf", "--rank-timeout 1e10",
+     "--segmentation-weight -1", "--mirror 1.5", "--fp16 --precision bf16", "--accumulation-steps 0",
+     "--ema-decay 1", "--rank-timeout nan", "--resume auto", "--keep-last -1", "--lr-decoder inf",
+     "--rank-timeout 1e10",
      pytest.param("--device cuda", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"))],
 )
 def test_a_flag_that_cannot_be_meant_is_named(flags):
@@ -266,7 +267,8 @@ def resumable(tmp_path, synthetic_world, caches):
     return trainer, check
 
 
-@pytest.mark.parametrize("flag, value", [("seed", 1), ("epochs", 3), ("precision", "bf16"), ("lr_decoder", 0.5)])
+@pytest.mark.parametrize("flag, value", [("seed", 1), ("epochs", 3), ("precision", "bf16"), ("lr_decoder", 0.5),
+                                         ("segmentation_weight", 2.0)])  # fmt: skip
 def test_a_changed_setting_that_shapes_the_result_is_refused_unless_allowed(flag, value, resumable):
     trainer, check = resumable
     assert check() == []
@@ -359,6 +361,12 @@ def test_the_flags_of_augmentation_reach_the_training_samples_alone(tmp_path, sy
         noisy_copies=3,
     )  # fmt: skip
     assert trainer.val_loader.dataset.augment is None
+
+
+def test_the_weight_of_the_segmentations_reaches_the_losses(tmp_path, synthetic_world, caches):
+    trainer = make_trainer(tmp_path, synthetic_world, caches, "--segmentation-weight", "3")
+    losses = {"loss_ground": torch.tensor(1.0), "loss_cls_0": torch.tensor(1.0)}
+    assert trainer.train_step.criterion.total(losses).item() == 5.0
 
 
 @pytest.mark.parametrize("flags", ["--mirror 1.5", "--photometric -0.1", "--rotation 46", "--zoom 0.95",

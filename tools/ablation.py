@@ -45,6 +45,7 @@ ROWS = {
     "full-prefix": ("full instead of causal prefix", "--without causal_prefix"),
     "clip-35": ("gradient clipped to 35 instead of 0.1", "--grad-clip 35"),
     "pretrained-lr": ("learning rates 1e-5, 1e-4, 1e-4", "--lr-qformer 1e-5 --lr-queries 1e-4 --lr-decoder 1e-4"),
+    "segmentation-2": ("segmentation losses weigh 2 instead of 8", "--segmentation-weight 2"),
     "no-noisy-copies": ("without noisy copies", "--noisy-copies 0"),
     "no-mirror": ("without mirrored samples", "--mirror 0"),
     "rotation": ("the car's frame turned by up to 5 degrees", "--rotation 5"),

@@ -9,6 +9,7 @@ from data.gt_cache import GT_STYLES
 from data.noisy_lines import MOST_COPIES, NUM_COPIES
 from data.splits import SPLITS
 from data.transforms import MOST_ROTATION_DEG, MOST_ZOOM
+from models.criterion import SEGMENTATION_WEIGHT
 from models.flags import add_model_arguments
 from utils.command_line import documented_parser
 from utils.device import PRECISIONS, default_precision
@@ -17,8 +18,8 @@ from utils.files import default_dataroot
 
 _LONGEST_TIMEOUT = 30 * 86_400.0  # seconds; the system's clocks do not take any number
 _AT_LEAST_ONE = ("epochs", "batch_size", "accumulation_steps", "log_interval", "save_interval", "eval_interval")
-_NOT_NEGATIVE = ("lr_qformer", "lr_queries", "lr_decoder", "lr_lora", "weight_decay", "warmup_steps", "num_workers",
-                 "save_every_steps", "keep_last")
+_NOT_NEGATIVE = ("lr_qformer", "lr_queries", "lr_decoder", "lr_lora", "weight_decay", "warmup_steps",
+                 "segmentation_weight", "num_workers", "save_every_steps", "keep_last")
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -81,6 +82,8 @@ def _add_training_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--weight-decay", type=float, default=0.01, help="of AdamW")
     run.add_argument("--warmup-steps", type=int, default=500, help="optimizer steps of linear warm-up")
     run.add_argument("--grad-clip", type=float, default=0.1, help="largest norm of the whole gradient")
+    run.add_argument("--segmentation-weight", type=float, default=SEGMENTATION_WEIGHT,
+                     help="of each of the three auxiliary segmentation losses")
     run.add_argument("--ema-decay", type=float, default=0.0,
                      help="validate with an exponential average of the weights; 0: none, usual is 0.9998")
     run.add_argument("--precision", choices=PRECISIONS, help="default: fp16 on a GPU, fp32 on a CPU")

@@ -12,8 +12,8 @@ from utils.errors import UserError
 
 # Flags whose change makes another run of it, beside those of the network.
 RESULT_FLAGS = ("epochs", "lr_qformer", "lr_queries", "lr_decoder", "lr_lora", "weight_decay", "warmup_steps",
-                "grad_clip", "ema_decay", "precision", "seed", "mirror", "noisy_copies", "rotation", "zoom",
-                "photometric")
+                "grad_clip", "segmentation_weight", "ema_decay", "precision", "seed", "mirror", "noisy_copies",
+                "rotation", "zoom", "photometric")
 # Settings of the network without a say in the result; load_trainable compares the frozen weights themselves.
 _FREE_MODEL_SETTINGS = frozenset({"llm_path", "qformer_pretrained", "llm_attention", "llm_checkpointing"})
 # Flags that say nothing about how the run goes on.

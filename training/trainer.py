@@ -56,7 +56,7 @@ class Trainer:
         self.optimizer = build_optimizer(self.model, self.rates, args.weight_decay)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=args.precision == "fp16")
         network = with_averaged_gradients(self.model) if ranks.world_size > 1 else self.model
-        criterion = MapCriterion(config.num_points, config.num_classes, config.pc_range)
+        criterion = MapCriterion(config.num_points, config.num_classes, config.pc_range, args.segmentation_weight)
         self.train_step = TrainStep(network, criterion, self.optimizer, self.scaler, self.device, self.dtype,
                                     args.grad_clip, ranks, watch)
         self.ema = WeightAverage(self.model, args.ema_decay) if args.ema_decay else None
