@@ -15,7 +15,7 @@ TRAIN_SCENES=${TRAIN_SCENES:-700}       # as many as nuScenes has
 VAL_SCENES=${VAL_SCENES:-60}
 SAMPLES_PER_SCENE=${SAMPLES_PER_SCENE:-4}
 RUN="$DIR/run_seed$SEED"
-export DEVICE=${DEVICE:-cpu} EPOCHS=${EPOCHS:-10} SEED RESUME=auto
+export DEVICE=${DEVICE:-cpu} EPOCHS=${EPOCHS:-12} SEED RESUME=auto
 
 . scripts/synthetic_run.sh
 synthetic_run
