@@ -87,13 +87,13 @@ def load_trainable(
     if missing or unexpected:
         raise UserError(
             f"{path}: does not fit the model: {len(missing)} tensors missing {missing[:3]}, "
-            f"{len(unexpected)} unexpected {unexpected[:3]}; use the settings it was trained with (its config.json)"
+            f"{len(unexpected)} unexpected {unexpected[:3]}; use the settings (its config.json) and the code it was trained with"
         )
     for name, parameter in own.items():
         if parameter.shape != state[name].shape:
             raise UserError(
                 f"{path}: {name} has shape {tuple(state[name].shape)}, the model {tuple(parameter.shape)}; "
-                "use the settings it was trained with (its config.json)"
+                "use the settings (its config.json) and the code it was trained with"
             )
         if not state[name].isfinite().all():
             raise UserError(f"{path}: {name} holds values that are not finite; take an earlier checkpoint")
