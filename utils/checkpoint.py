@@ -87,7 +87,8 @@ def load_trainable(
     if missing or unexpected:
         raise UserError(
             f"{path}: does not fit the model: {len(missing)} tensors missing {missing[:3]}, "
-            f"{len(unexpected)} unexpected {unexpected[:3]}; use the settings (its config.json) and the code it was trained with"
+            f"{len(unexpected)} unexpected {unexpected[:3]}; "
+            "use the settings (its config.json) and the code it was trained with"
         )
     for name, parameter in own.items():
         if parameter.shape != state[name].shape:
