@@ -184,6 +184,9 @@ def test_queries_and_scores_are_counted_over_the_split(flags, tmp_path, monkeypa
     assert sum(each["precision"] * each["count"] for each in bins if each["count"]) == pytest.approx(8 * KEPT)
     printed = capsys.readouterr().out
     assert "ever the Hungarian match of a line: 60.0% (never: 2)" in printed
+    medians = [band["median"] for row in found["offsets"] for band in row["bands"] if band["places"]]
+    assert min(medians) == pytest.approx(0.0, abs=1e-4), "the true lines are the predicted ones"
+    assert "drawn from the score of the best F1 on" in printed and " 0.00 (" in printed
 
 
 def test_the_size_of_the_batches_changes_no_score(flags, tmp_path, monkeypatch):

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What is inside a checkpoint's score on a split: every head, the scene through the LLM, queries, calibration.
+"""What is inside a checkpoint's score on a split: every head, the scene through the LLM, queries, calibration, offsets.
 
 It runs the split twice, the second time with the same scene tokens, their mean, for every sample: what stays
 is the decoder's own look at the images. What is lost is at most what came through the LLM: no training saw such tokens.
@@ -13,11 +13,12 @@ import argparse
 import math
 import sys
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from evaluation.chamfer_ap import PROTOCOLS, match_samples, summarize, thresholds_for  # noqa: E402
+from evaluation.chamfer_ap import PROTOCOLS, hits_by_class, match_samples, summarize, thresholds_for  # noqa: E402
 from evaluation.diagnosis import (  # noqa: E402
     CALIBRATION_M,
     NEAR_M,
@@ -29,6 +30,8 @@ from evaluation.diagnosis import (  # noqa: E402
     score_row,
 )
 from evaluation.flags import add_loader_arguments, add_weight_arguments, check_loader_arguments  # noqa: E402
+from evaluation.line_offsets import BAND_EDGES_M, offset_rows  # noqa: E402
+from evaluation.min_scores import min_scores_of  # noqa: E402
 from evaluation.vectors import ground_truth_of  # noqa: E402
 from models.alarms import SPREADS  # noqa: E402
 from tools.evaluate import open_cache, processes_for, warn_of_no_truth  # noqa: E402
@@ -82,6 +85,7 @@ def diagnose(args: argparse.Namespace) -> dict:
     results = [summarize(each, args.protocol, thresholds) for each in matches]
     same_scene = [summarize(match(head), args.protocol, thresholds) for head in without_scene]
     last = list(matches[-1].values())
+    min_scores = min_scores_of(hits_by_class(matches[-1], len(thresholds)), thresholds)
     names = head_names(len(results), has_llm=model.llm is not None)
     heads = head_rows(names, results)
     return {
@@ -97,6 +101,7 @@ def diagnose(args: argparse.Namespace) -> dict:
         ],
         "queries": query_use(seen.match_counts.cpu().numpy(), near_counts(last)),
         "calibration": reliability_of(last, thresholds),
+        "offsets": offset_rows(seen.heads[-1], truth, min_scores),
         "spread": {name: None if math.isnan(value) else value for name, value in seen.spread.items()},
     }
 
@@ -118,6 +123,7 @@ def format_diagnosis(found: dict) -> str:
         lines.append(f"not better than the one before: {', '.join(behind)}" if behind else better)
     lines += ["", *score_lines("all samples given the mean scene tokens", lost, "change"), ""]
     lines += [*query_lines(found["queries"]), "", *calibration_lines(found["calibration"]), ""]
+    lines += [*offset_lines(found["offsets"]), ""]
     lines += align_columns([
         ["spread across scenes (near 0: collapsed)", *SPREADS.values()],
         ["over the whole split", *(format_score(spread[name]) for name in SPREADS)],
@@ -151,6 +157,20 @@ def calibration_lines(found: dict) -> list[str]:
         scores = [format_score(each[name]) for name in ("mean_score", "precision")]
         rows.append([f"{each['from']:.1f} to {each['to']:.1f}", str(each["count"]), *scores])
     return [*align_columns(rows), f"expected calibration error: {format_score(found['expected_calibration_error'])}"]
+
+
+def offset_lines(rows: list[dict]) -> list[str]:
+    """How far the lines that somebody would draw lie from the true ones, a line a class."""
+    bands = [f"{low:.0f} to {high:.0f} m away" for low, high in pairwise(BAND_EDGES_M)]
+    cells = [["drawn from the score of the best F1 on", "score", "lines", "found", *bands]]
+    for row in rows:
+        offsets = [
+            "-" if band["median"] is None else f"{band['median']:.2f} ({band['nine_in_ten']:.2f})"
+            for band in row["bands"]
+        ]
+        scores = [format_score(row[name]) for name in ("min_score", "found")]
+        cells.append([row["name"], scores[0], str(row["drawn"]), scores[1], *offsets])
+    return [*align_columns(cells), "metres to the true line: median (nine in ten of the places are below)"]
 
 
 def main() -> None:
