@@ -8,6 +8,7 @@ Examples:
   python tools/benchmark.py memory --batch-size 4 --precision fp16 --gradient-checkpointing on
   python tools/benchmark.py step --batch-size 1 --layers 2
   python tools/benchmark.py attention --batch-size 1
+  python tools/benchmark.py optimisations --preset base --layers 1 --batch-size 1
   python tools/benchmark.py checkpoint --folder outputs
   python tools/benchmark.py loader --images IMAGES --json loader.json
   python tools/benchmark.py criterion --json criterion.json
@@ -31,6 +32,7 @@ from tools.benchmarks import (  # noqa: E402
     gt,
     loader,
     memory,
+    optimisations,
     params,
     scaling,
     startup,
@@ -44,7 +46,7 @@ from utils.files import require_writable  # noqa: E402
 STAGES = {
     "gt": gt, "eval": evaluation, "params": params, "memory": memory, "step": step, "checkpoint": checkpoint,
     "loader": loader, "criterion": criterion, "startup": startup, "scaling": scaling, "cost": cost,
-    "attention": attention,
+    "attention": attention, "optimisations": optimisations,
 }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from evaluation.inference import move_batch
@@ -18,7 +19,7 @@ from models.compilation import check_compiling, compile_frozen
 from models.config import ATTENTIONS, ModelConfig
 from models.criterion import MapCriterion
 from models.detector import build_detector
-from tools.benchmarks.common import private_memory_mb, spread
+from tools.benchmarks.common import private_memory_mb, spread, timed
 from tools.benchmarks.full_model import (
     add_model_arguments,
     changed_config,
@@ -78,46 +79,56 @@ def run(args: argparse.Namespace) -> dict:
     return found
 
 
+class RepeatedStep:
+    """A training step on one batch, from random weights of a fixed seed; each call takes the next step."""
+
+    def __init__(self, config: ModelConfig, batch: dict, dtype: torch.dtype, compiled: bool = False):
+        self.device, self.dtype = default_device(), dtype
+        torch.manual_seed(0)
+        self.model = build_detector(config, self.device, dtype).train()
+        if compiled:
+            compile_frozen(self.model)
+        self.criterion = MapCriterion(config.num_points, config.num_classes, config.pc_range)
+        self.optimizer = build_optimizer(self.model, dict.fromkeys(parameter_groups(self.model), 1e-4), 0.01)
+        self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype is torch.float16)
+        self.batch = move_batch(batch, self.device)
+
+    def __call__(self) -> Tensor:
+        """Forward, losses, backward, clipping and optimizer, to their end; returns the loss."""
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32):
+            outputs = self.model(self.batch)
+        loss = self.criterion.total(self.criterion(outputs, self.batch))
+        self.model.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        torch.nn.utils.clip_grad_norm_(self.trained, 0.1)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return loss.detach()
+
+
 def measure_step(
     config: ModelConfig, batch: dict, dtype: torch.dtype, steps: int, warmup: int, compiled: bool = False
 ) -> dict:
-    """Seconds of forward, losses, backward, clipping and optimizer, and the peak memory in gigabytes (10^9 bytes).
+    """Seconds of a RepeatedStep, its losses, warm-up included, and the peak memory in gigabytes (10^9 bytes).
 
     On a CPU, whose peak is not known, peak_gb is None and held_gb what the process holds after the last step.
     """
-    device = default_device()
-    torch.manual_seed(0)
-    model = build_detector(config, device, dtype).train()
-    if compiled:
-        compile_frozen(model)
-    criterion = MapCriterion(config.num_points, config.num_classes, config.pc_range)
-    optimizer = build_optimizer(model, dict.fromkeys(parameter_groups(model), 1e-4), weight_decay=0.01)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
-    batch = move_batch(batch, device)
-    if device.type == "cuda":
+    step = RepeatedStep(config, batch, dtype, compiled)
+    if step.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    seconds = []
-    for _ in range(warmup + steps):
-        started = time.perf_counter()
-        with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
-            outputs = model(batch)
-        loss = criterion.total(criterion(outputs, batch))
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(trained, 0.1)
-        scaler.step(optimizer)
-        scaler.update()
-        del outputs, loss
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - started)
-    peak = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else None
+    losses, seconds = zip(*(timed(step) for _ in range(warmup + steps)), strict=True)
+    peak = torch.cuda.max_memory_allocated() / 1e9 if step.device.type == "cuda" else None
     held = None if peak is not None else private_memory_mb() / 1e3
-    del model, optimizer, trained, batch
+    del step
     gc.collect()
-    return {"seconds": spread(seconds[warmup:]), "peak_gb": peak, "held_gb": held}
+    return {
+        "seconds": spread(seconds[warmup:]), "losses": [loss.item() for loss in losses], "peak_gb": peak,
+        "held_gb": held,
+    }  # fmt: skip
 
 
 def model_flop(config: ModelConfig, batch_size: int) -> int:
