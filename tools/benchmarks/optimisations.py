@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from unittest.mock import patch
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -39,7 +40,7 @@ Undo = Callable[[RepeatedStep], AbstractContextManager]
 @contextmanager
 def with_weight_gradients(step: RepeatedStep) -> Iterator[None]:
     """The frozen weights ask for gradients, which nobody uses."""
-    frozen_parameters = [parameter for parameter in step.model.parameters() if not parameter.requires_grad]
+    frozen_parameters = [p for p in step.model.parameters() if not p.requires_grad and p.is_floating_point()]
     for parameter in frozen_parameters:
         parameter.requires_grad_(True)
     yield
@@ -85,14 +86,13 @@ def with_repeated_orders(_step: RepeatedStep) -> AbstractContextManager:
     return patch.object(matcher, "least_distances", matcher.least_of_all_orders)
 
 
-@contextmanager
-def with_plain_adamw(step: RepeatedStep) -> Iterator[None]:
-    """AdamW as torch chooses it by itself."""
-    for group in step.optimizer.param_groups:
-        group["fused"] = None
-    yield
-    for group in step.optimizer.param_groups:
-        group["fused"] = True
+def with_plain_adamw(step: RepeatedStep) -> AbstractContextManager:
+    """AdamW as torch chooses it by itself, on the same weights and moments."""
+    groups = [{name: value for name, value in group.items() if name != "fused"}
+              for group in step.optimizer.param_groups]  # fmt: skip
+    plain = torch.optim.AdamW(groups)
+    plain.state = step.optimizer.state
+    return patch.object(step, "optimizer", plain)
 
 
 def with_torch_std(_step: RepeatedStep) -> AbstractContextManager:
