@@ -1,7 +1,7 @@
 """How far drawn lines lie from the true ones, point by point: whether they are on the paint or near it.
 
 Chamfer distance and AP judge a line as a whole; an offset says where along it and how far from the car it leaves the
-true one. Paint is 0.1 to 0.2 m wide.
+true one.
 """
 
 from collections.abc import Mapping
@@ -15,6 +15,7 @@ from evaluation.vectors import Vectors
 from utils.frame import CLASSES
 
 STEP_M = 0.5  # metres along a drawn line between places that are judged, at most
+PAINT_M = 0.2  # metres from the true line that are still on its paint, which is 0.1 to 0.2 m wide
 FOUND_M = 1.5  # metres that a drawn line may lie from a true one in the mean to be taken for it
 BAND_EDGES_M = (0.0, 10.0, 20.0, 60.0)  # distance from the car; no range reaches beyond the last
 
@@ -58,8 +59,8 @@ def offset_rows(
 
     predictions, ground_truth: by sample token; min_scores [C]: the score from which lines of a class are drawn. A row
     has the number of drawn lines, the share that is found (line_offsets), and for each band of distance from the car
-    how many places were judged, their median offset in metres and the one that nine in ten stay below. None stands
-    for what has nothing to judge.
+    how many places were judged, their median offset in metres, the one that nine in ten stay below, and the share of
+    them within PAINT_M. None stands for what has nothing to judge.
     """
     of_class: list[list[Offsets | None]] = [[] for _ in CLASSES]
     for token, vectors in predictions.items():
@@ -83,5 +84,8 @@ def _band(found: list[Offsets], low: float, high: float) -> dict:
     """What offset_rows says of the places from low to high metres from the car."""
     inside = [each.offset[(each.away >= low) & (each.away < high)] for each in found]
     offset = np.concatenate([np.zeros(0), *inside])
-    median, nine_in_ten = np.quantile(offset, (0.5, 0.9)).tolist() if len(offset) else (None, None)
-    return {"from": low, "places": len(offset), "median": median, "nine_in_ten": nine_in_ten}
+    if not len(offset):
+        return {"from": low, "places": 0, "median": None, "nine_in_ten": None, "on_paint": None}
+    median, nine_in_ten = np.quantile(offset, (0.5, 0.9)).tolist()
+    on_paint = float((offset <= PAINT_M).mean())
+    return {"from": low, "places": len(offset), "median": median, "nine_in_ten": nine_in_ten, "on_paint": on_paint}

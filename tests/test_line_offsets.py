@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from evaluation.line_offsets import FOUND_M, STEP_M, line_offsets, offset_rows
+from evaluation.line_offsets import FOUND_M, PAINT_M, STEP_M, line_offsets, offset_rows
 from evaluation.vectors import Vectors, no_vectors
 from utils.frame import CLASSES
 
@@ -52,6 +52,7 @@ def test_a_line_that_leaves_the_true_one_far_away_shows_it_there_only():
     assert near["median"] == middle["median"] == near["nine_in_ten"] == middle["nine_in_ten"] == 0.0
     # From 0 to 2 m over the last band, evenly: half of the places below half of that, nine in ten below 1.8 m.
     assert far["median"] == pytest.approx(1.0, abs=0.05) and far["nine_in_ten"] == pytest.approx(1.8, abs=0.05)
+    assert near["on_paint"] == 1.0 and far["on_paint"] == pytest.approx(PAINT_M / 2.0, abs=0.05)
     assert [band["from"] for band in rows[BOUNDARY]["bands"]] == [0.0, 10.0, 20.0]
 
 
