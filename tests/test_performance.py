@@ -19,6 +19,14 @@ def test_the_loader_is_near_the_bare_decode_and_far_from_a_full_one(monkeypatch,
     assert found["difference"] < 2
 
 
+def test_ground_truth_does_not_wait_for_the_rest_of_the_city(monkeypatch, tmp_path, synthetic_world):
+    flags = ["--samples", 200, "--larger-map", 10, "--devkit-samples", 2, "--cache-samples", 300]
+    found = run(monkeypatch, tmp_path, "gt", "--dataroot", synthetic_world, *flags)
+    for city in found["cities"].values():
+        assert city["larger_map_ms"]["median"] <= 1.5 * city["ms"]["median"]
+        assert city["devkit_ms"]["median"] >= 3 * city["ms"]["median"]
+
+
 def test_the_criterion_is_far_from_loops_over_samples(monkeypatch, tmp_path):
     found = run(monkeypatch, tmp_path, "criterion", "--repeats", 5, "--steps", 0)
     assert found["yardstick_ratio"]["median"] >= 5
