@@ -48,6 +48,21 @@ def line_offsets(predictions: Vectors, ground_truth: Vectors) -> list[Offsets | 
     return found
 
 
+def line_rows(drawn: Vectors, ground_truth: Vectors) -> list[list[str]]:
+    """A table of one sample's drawn lines, cells of text: where each lies, best scored first; the header is row 0."""
+    rows = [["drawn line", "score", "median offset", "farthest", f"within {PAINT_M:g} m"]]
+    found = line_offsets(drawn, ground_truth)
+    for index in np.argsort(-drawn.scores, kind="stable"):
+        row = [CLASSES[drawn.labels[index]], f"{drawn.scores[index]:.2f}"]
+        if found[index] is None:
+            row += [f"no such line within {FOUND_M:g} m", "", ""]
+        else:
+            offset = found[index].offset
+            row += [f"{np.median(offset):.2f} m", f"{offset.max():.2f} m", f"{(offset <= PAINT_M).mean():.0%}"]
+        rows.append(row)
+    return rows
+
+
 def _lines(vectors: Vectors) -> np.ndarray:
     return np.array([shapely.linestrings(pts) for pts in vectors.pts_m], dtype=object)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from evaluation.line_offsets import FOUND_M, PAINT_M, STEP_M, line_offsets, offset_rows
+from evaluation.line_offsets import FOUND_M, PAINT_M, STEP_M, line_offsets, line_rows, offset_rows
 from evaluation.vectors import Vectors, no_vectors
 from utils.frame import CLASSES
 
@@ -70,3 +70,18 @@ def test_rows_count_the_lines_that_reach_their_class_s_score():
     assert rows[DIVIDER]["bands"][0]["median"] == pytest.approx(0.2)
     assert {band["median"] for band in rows[BOUNDARY]["bands"]} == {None}
     assert sum(band["places"] for band in rows[DIVIDER]["bands"]) == 60 / STEP_M + 1
+
+
+def test_a_table_of_one_sample_says_where_each_line_lies_best_first():
+    truth = vectors((DIVIDER, along_the_road(0.0)), (BOUNDARY, along_the_road(5.0)))
+    bent = np.array([[5.0, -30.0], [5.0, 0.0], [5.0, 5.0], [6.0, 30.0]])  # then leaves it by up to 1 m
+    drawn = vectors((CROSSING, along_the_road(0.0)), (BOUNDARY, bent), (DIVIDER, along_the_road(0.1)),
+                    scores=[0.5, 0.7, 0.9])  # fmt: skip
+    _, *rows = line_rows(drawn, truth)
+    assert [row[:4] for row in rows] == [
+        ["divider", "0.90", "0.10 m", "0.10 m"],
+        ["boundary", "0.70", "0.00 m", "1.00 m"],
+        ["ped_crossing", "0.50", f"no such line within {FOUND_M:g} m", ""],
+    ]
+    assert [row[4] for row in rows] == ["100%", "66%", ""]
+    assert line_rows(no_vectors(scored=True), truth) == [line_rows(drawn, truth)[0]]

@@ -157,6 +157,19 @@ def test_samples_without_an_entry_are_drawn_without_predictions(run, cache, pred
     assert "warning: 3 of 4 samples" in warning and cache.sample_tokens[0] in warning
 
 
+def test_one_sample_says_how_far_its_lines_lie_from_the_true_ones(run, cache, predictions, tmp_path, capsys):
+    flags = ("--index", 2, "--output", tmp_path / "a.png")
+    run("--predictions", predictions, *flags)
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].endswith(f"sample {cache.sample_tokens[2]}, 32x16 pixels")
+    assert said[1].split() == "drawn line score median offset farthest within 0.2 m".split()
+    offsets = [float(line.split()[2]) for line in said[2:]]
+    assert len(offsets) == len(cache[2].labels)  # without the line below the threshold
+    assert max(offsets) == pytest.approx(np.hypot(*SHIFT), abs=0.01)  # of a line along the road; others' are shorter
+    run(*flags)
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

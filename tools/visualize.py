@@ -1,6 +1,7 @@
 """Draw samples: python tools/visualize.py --gt-cache F --dataroot D --output out.png
 
-One sample: bird's-eye panels and the six cameras with ground truth, and with predictions when there are any.
+One sample: bird's-eye panels and the six cameras with ground truth, and with predictions when there are any; of these
+it prints how far each lies from the true line.
 Many samples: a contact sheet of the best, worst or random ones, from above. A scene: an animated image.
 
 Examples:
@@ -27,6 +28,7 @@ from data.records import SampleRecord  # noqa: E402
 from evaluation.flags import add_weight_arguments  # noqa: E402
 from evaluation.formats import read_predictions  # noqa: E402
 from evaluation.frames import to_lidar  # noqa: E402
+from evaluation.line_offsets import line_rows  # noqa: E402
 from evaluation.min_scores import add_score_arguments, min_scores_asked_for  # noqa: E402
 from evaluation.pictures.animation import FORMATS, save_animation  # noqa: E402
 from evaluation.pictures.canvas import SMOOTHING  # noqa: E402
@@ -39,6 +41,7 @@ from utils.command_line import documented_parser  # noqa: E402
 from utils.errors import UserError, run_cli  # noqa: E402
 from utils.files import default_dataroot, replacing, require_writable  # noqa: E402
 from utils.frame import CLASSES  # noqa: E402
+from utils.text_table import align_columns  # noqa: E402
 
 MAX_FPS = 50.0  # GIF counts in hundredths of a second, and viewers slow down what is faster
 
@@ -120,6 +123,8 @@ def draw_one(args: argparse.Namespace, cache: GTCache) -> None:
     images = load_camera_images(record, args.dataroot)
     picture = draw_sample(record, images, ground_truth, predictions, cache.meta["pc_range"])
     save_png(args.output, picture, f"sample {record.sample_token}")
+    if predictions is not None and len(predictions):
+        print("\n".join(align_columns(line_rows(predictions, ground_truth))))
 
 
 def draw_sheet(args: argparse.Namespace, cache: GTCache) -> None:
