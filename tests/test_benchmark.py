@@ -2,8 +2,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+
+from tools.benchmarks.common import make_again, recorded_calls
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -32,8 +35,26 @@ def test_ground_truth_stage_measures_what_it_says(synthetic_world, tmp_path):
         assert city["devkit_ms"]["median"] > city["ms"]["median"]
         assert city["larger_map_ms"]["count"] == city["ms"]["count"] and city["larger_map_ms"]["median"] > 0
         assert f"{name}: {city['ms']['median']:.2f} ms a sample" in out
+        assert city["limit_ratio"]["count"] == city["ms"]["count"] and city["limit_ratio"]["median"] > 1
+        assert f"Shapely's calls alone: {city['limit_ms']['median']:.2f} ms" in out
     assert content["result"]["cache"]["samples"] == 300
     assert 0 <= content["result"]["cache"]["memory_mb"] < 20
+
+
+def test_recorded_calls_are_those_that_were_made_and_can_be_made_again():
+    made = []
+    module = ModuleType("module")
+    module.once = lambda number: made.append(number) or number
+    module.twice = lambda number: 2 * module.once(number)
+    once, twice = module.once, module.twice
+    with recorded_calls(module, ["once", "twice"]) as calls:
+        assert module.once(3) == 3 and module.twice(number=5) == 10
+    assert (module.once, module.twice) == (once, twice) and len(calls) == 2
+    make_again(calls)
+    assert made == [3, 5, 3, 5]
+    with pytest.raises(ZeroDivisionError), recorded_calls(module, ["once"]):
+        1 / 0  # noqa: B018
+    assert module.once is once
 
 
 def test_bad_settings_are_one_line(tmp_path):

@@ -75,8 +75,11 @@ def test_the_orders_of_the_yardstick_are_all_there_are(closed):
 def test_the_stage_measures_what_it_says(monkeypatch, tmp_path, capsys):
     sizes = [word for name, value in SMALL.items() for word in (f"--{name.replace('_', '-')}", value)]
     result = run(monkeypatch, tmp_path, "criterion", *sizes, "--warmup", 1, "--repeats", 3, "--steps", 1)
-    for name in ("ms", "yardstick_ms", "matrix_yardstick_ms", "yardstick_ratio", "matrix_yardstick_ratio"):
+    spreads = ("ms", "yardstick_ms", "matrix_yardstick_ms", "limit_ms", "yardstick_ratio", "matrix_yardstick_ratio",
+               "limit_ratio")  # fmt: skip
+    for name in spreads:
         assert result[name]["count"] == 3 and 0 < result[name]["p10"] <= result[name]["p90"]
+    assert result["limit_ratio"]["median"] > 1
     step = result["step"]
     assert step["share"] == pytest.approx(step["criterion_ms"]["median"] / step["step_ms"]) and 0 < step["share"] < 1
     out = capsys.readouterr().out

@@ -18,6 +18,7 @@ def test_the_eval_stage_measures_what_it_says(monkeypatch, tmp_path, capsys):
     printed = capsys.readouterr().out
     for protocol in ("maptr", "streammapnet"):
         assert result[protocol]["ms"]["count"] == 4 and result[protocol]["yardstick_ms"]["count"] == 2
+        assert result[protocol]["limit_ms"]["count"] == 4 and result[protocol]["limit_ratio"]["median"] > 1
         files = result["files"][protocol]
         assert 0.02 < files["peak_memory_gb"] < 0.3 and files["split_s"] > result["files"]["read_s"] > 0
         assert f"--protocol {protocol}: 12 samples, --num-workers 2, {files['split_s']:.1f} s" in printed

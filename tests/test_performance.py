@@ -25,12 +25,14 @@ def test_ground_truth_does_not_wait_for_the_rest_of_the_city(monkeypatch, tmp_pa
     for city in found["cities"].values():
         assert city["larger_map_ms"]["median"] <= 1.5 * city["ms"]["median"]
         assert city["devkit_ms"]["median"] >= 3 * city["ms"]["median"]
+        assert city["limit_ratio"]["median"] <= 2
 
 
 def test_the_criterion_is_far_from_loops_over_samples(monkeypatch, tmp_path):
     found = run(monkeypatch, tmp_path, "criterion", "--repeats", 5, "--steps", 0)
     assert found["yardstick_ratio"]["median"] >= 5
     assert found["matrix_yardstick_ratio"]["median"] >= 2.5
+    assert found["limit_ratio"]["median"] <= 6
 
 
 def test_the_evaluation_is_far_from_a_plain_implementation(monkeypatch, tmp_path):

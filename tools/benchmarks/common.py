@@ -2,9 +2,12 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
@@ -38,6 +41,46 @@ def rounds(
                 seconds[name].append(taken)
     found = {name: np.array(values) for name, values in seconds.items()}
     return found, lambda slower, faster: spread(found[slower] / found[faster])
+
+
+@contextmanager
+def recorded_calls(module: ModuleType, names: Iterable[str]) -> Iterator[list[Callable[[], object]]]:
+    """Inside it, functions of a module are called as ever, and each call is kept so that it can be made again.
+
+    To make them all again takes what the library's own work takes, without the code that asks for it: a limit. What
+    such a call calls in its turn is part of it.
+    """
+    calls: list[Callable[[], object]] = []
+    running = False
+
+    def keeping(function: Callable) -> Callable:
+        def keep(*arguments: object, **named: object) -> object:
+            nonlocal running
+            if running:
+                return function(*arguments, **named)
+            calls.append(partial(function, *arguments, **named))
+            running = True
+            try:
+                return function(*arguments, **named)
+            finally:
+                running = False
+
+        return keep
+
+    originals = {name: getattr(module, name) for name in names}
+    for name, function in originals.items():
+        setattr(module, name, keeping(function))
+    try:
+        yield calls
+    finally:
+        for name, function in originals.items():
+            setattr(module, name, function)
+
+
+def make_again(calls: Iterable[Callable[[], object]]) -> None:
+    """Make recorded calls, one after the other."""
+    for call in calls:
+        call()
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

@@ -2,7 +2,8 @@
 
 The yardstick is the criterion written the usual way: for each head and each sample a cost matrix, filled by a loop over
 the ground-truth instances and their equivalent orders, one assignment and one set of losses. Its second variant takes
-all orders of a sample's instances in one distance matrix, as MapTR's matcher does. Both find the same losses.
+all orders of a sample's instances in one distance matrix, as MapTR's matcher does. Both find the same losses. The limit
+is what no way can do without: torch's distances and SciPy's assignments of the very same numbers, and nothing else.
 """
 
 import argparse
@@ -14,11 +15,12 @@ from torch import Tensor
 
 from data.made_up import random_batch
 from evaluation.inference import move_batch
+from models import matcher
 from models.config import ModelConfig
 from models.criterion import MapCriterion, direction_loss, sigmoid_focal_loss
 from models.detector import build_detector
 from models.matcher import HungarianMatcher, focal_class_cost
-from tools.benchmarks.common import rounds, spread
+from tools.benchmarks.common import make_again, recorded_calls, rounds, spread
 from tools.benchmarks.full_model import add_model_arguments, config_from, made_up_batch
 from tools.benchmarks.step import measure_step
 from utils.device import PRECISIONS, default_device, default_precision
@@ -61,18 +63,24 @@ def run(args: argparse.Namespace) -> dict:
         "matrix_yardstick_ms": lambda outputs, batch: plain_losses(outputs, batch, distances_at_once),
     }
     work = {name: lambda way=way: forward_and_backward(way, criterion, outputs, batch) for name, way in ways.items()}
+    with recorded_calls(torch, ["cdist"]) as distances, recorded_calls(matcher, ["linear_sum_assignment"]) as solved:
+        criterion(outputs, batch)
+    work["limit_ms"] = lambda: make_again_on(device, [*distances, *solved])
     seconds, ratios = rounds(work, args.warmup, args.repeats)
     result: dict = {name: spread(1e3 * values) for name, values in seconds.items()}
     result["yardstick_ratio"], result["matrix_yardstick_ratio"] = (
         ratios(name, "ms") for name in ("yardstick_ms", "matrix_yardstick_ms")
     )
+    result["limit_ratio"] = ratios("ms", "limit_ms")
     print(
         f"criterion, forward and backward: {result['ms']['median']:.1f} ms (10 to 90 %: {result['ms']['p10']:.1f} to "
         f"{result['ms']['p90']:.1f}) for {args.heads} heads, {args.batch_size} samples of {args.instances} instances "
         f"with {args.points} points, at most {args.ground_truth} ground-truth instances, on {device}\n"
         f"sample by sample and order by order: {result['yardstick_ms']['median']:.0f} ms, "
         f"{result['yardstick_ratio']['median']:.1f} times as long; sample by sample with all orders in one matrix: "
-        f"{result['matrix_yardstick_ms']['median']:.1f} ms, {result['matrix_yardstick_ratio']['median']:.1f} times"
+        f"{result['matrix_yardstick_ms']['median']:.1f} ms, {result['matrix_yardstick_ratio']['median']:.1f} times\n"
+        f"distances and assignments alone: {result['limit_ms']['median']:.1f} ms; the criterion takes "
+        f"{result['limit_ratio']['median']:.1f} times as long"
     )
     if args.steps:
         result["step"] = share_of_step(config_from(args), args)
@@ -139,6 +147,14 @@ def forward_and_backward(
     loss = criterion.total(losses_of(outputs, batch))
     loss.backward()
     if loss.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def make_again_on(device: torch.device, calls: list[Callable[[], object]]) -> None:
+    """Make recorded calls without gradients and wait for the device, as the matcher has to."""
+    with torch.no_grad():
+        make_again(calls)
+    if device.type == "cuda":
         torch.cuda.synchronize()
 
 

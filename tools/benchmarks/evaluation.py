@@ -1,7 +1,8 @@
 """Chamfer AP: ms a sample on one thread, beside a plain implementation, and a whole split from files.
 
 The yardstick does what the published evaluators do, the usual way: Shapely's buffers for the candidate test and a
-distance matrix for each pair, one after the other. Unlike theirs it does so once, not for every threshold. From
+distance matrix for each pair, one after the other. Unlike theirs it does so once, not for every threshold. The limit
+is SciPy's distance matrices of the pairs that may match, and nothing else. From
 files: tools/evaluate.py as a user starts it, reading included, with the memory of all its processes together.
 """
 
@@ -15,10 +16,11 @@ import shapely
 from scipy.spatial.distance import cdist
 
 from data.polylines import resample_lines
+from evaluation import chamfer
 from evaluation.chamfer_ap import PROTOCOLS, THRESHOLDS, SampleMatches, match_sample, summarize
 from evaluation.formats import read_predictions, write_maptr_ground_truth, write_maptr_predictions
 from evaluation.vectors import Vectors
-from tools.benchmarks.common import spread, timed
+from tools.benchmarks.common import make_again, recorded_calls, spread, timed
 from tools.benchmarks.process_tree import run_and_watch
 from utils.errors import UserError
 from utils.frame import CLASSES
@@ -49,19 +51,27 @@ def run(args: argparse.Namespace) -> dict:
     for protocol in PROTOCOLS:
         tokens = list(truth)[: args.timed_samples]
         match_sample(predictions[tokens[0]], truth[tokens[0]], protocol)  # the libraries warm up
-        timings = [timed(match_sample, predictions[token], truth[token], protocol) for token in tokens]
+        timings, limits = [], []
+        for token in tokens:
+            timings.append(timed(match_sample, predictions[token], truth[token], protocol))
+            with recorded_calls(chamfer, ["cdist"]) as matrices:
+                match_sample(predictions[token], truth[token], protocol)
+            limits.append(timed(make_again, matrices)[1])
         few = tokens[: args.yardstick_samples]
         plain = [timed(plain_match, predictions[token], truth[token], protocol) for token in few]
         check_equal([found for found, _ in timings], [found for found, _ in plain], protocol)
         found = result[protocol] = {
             "ms": spread([1e3 * each for _, each in timings]),
             "yardstick_ms": spread([1e3 * each for _, each in plain]),
+            "limit_ms": spread([1e3 * each for each in limits]),
+            "limit_ratio": spread([own / least for (_, own), least in zip(timings, limits, strict=True) if least]),
         }
         found["yardstick_ratio"] = found["yardstick_ms"]["median"] / found["ms"]["median"]
         print(
             f"{protocol}: {found['ms']['median']:.2f} ms a sample on one thread (90 % below {found['ms']['p90']:.2f}); "
             f"plain implementation {found['yardstick_ms']['median']:.0f} ms, {found['yardstick_ratio']:.1f} times as "
-            "long"
+            f"long; its distance matrices alone {found['limit_ms']['median']:.2f} ms, of which it takes "
+            f"{found['limit_ratio']['median']:.1f} times"
         )
     result["files"] = measure_files(predictions, truth, args.num_workers)
     return result

@@ -1,11 +1,13 @@
 """Making ground truth: ms a sample, the share of each step, a larger map, and the cache at the size of trainval.
 
 The yardstick is the official devkit's own clipping (NuScenesMapExplorer.get_map_geom on the five layers), which
-published extractors build on: they do all of its work and then unite and cut what it returns.
+published extractors build on: they do all of its work and then unite and cut what it returns. The limit is our own
+calls of Shapely's functions, GEOS's work, on the very same geometries, and nothing else.
 """
 
 import argparse
 import cProfile
+import inspect
 import json
 import pstats
 import tempfile
@@ -15,6 +17,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+import shapely
 from nuscenes.map_expansion.map_api import NuScenesMap
 
 from data.geometry import pose_matrix, yaw_of
@@ -24,7 +27,7 @@ from data.nuscenes_reader import load_tables, read_records
 from data.records import SampleRecord
 from data.splits import SPLITS, resolve_split
 from data.vectorize import MapVectorizer, patch_pose
-from tools.benchmarks.common import copies_of, private_memory_mb, spread, timed
+from tools.benchmarks.common import copies_of, make_again, private_memory_mb, recorded_calls, spread, timed
 from tools.generate_gt_cache import vectorize_records
 from utils.errors import UserError
 from utils.files import default_dataroot
@@ -74,6 +77,7 @@ def run(args: argparse.Namespace) -> dict:
         larger = larger_vectorizer(dataroot, city, args)
         ms = milliseconds([vectorizers[city], larger], poses)
         found["ms"], found["larger_map_ms"] = map(spread, ms)
+        found |= limit_of(vectorizers[city], poses)
         found["share"] = step_shares(vectorizers[city], poses)
         if args.devkit_samples:
             few = poses[:: max(1, len(poses) // args.devkit_samples)]
@@ -111,6 +115,10 @@ def format_city(city: str, found: dict, copies: int) -> str:
     if "devkit_ms" in found:
         devkit = found["devkit_ms"]["median"]
         lines.append(f"  the devkit's clipping alone: {devkit:.1f} ms, {devkit / ms['median']:.1f} times as long")
+    lines.append(
+        f"  Shapely's calls alone: {found['limit_ms']['median']:.2f} ms, of which a sample takes "
+        f"{found['limit_ratio']['median']:.2f} times"
+    )
     lines.append("  " + ", ".join(f"{step} {100 * share:.0f} %" for step, share in found["share"].items()))
     return "\n".join(lines)
 
@@ -136,6 +144,19 @@ def milliseconds(vectorizers: Sequence[MapVectorizer], poses: Sequence[np.ndarra
     for vectorizer in vectorizers:
         vectorizer.vectorize(poses[0])  # the libraries warm up
     return 1e3 * np.array([[timed(each.vectorize, pose)[1] for each in vectorizers] for pose in poses]).T
+
+
+def limit_of(vectorizer: MapVectorizer, poses: Sequence[np.ndarray]) -> dict:
+    """What Shapely's functions alone take of each pose, and how many times as long the whole takes."""
+    functions = [name for name, value in vars(shapely).items() if inspect.isfunction(value)]
+    own, alone = [], []
+    for pose in poses:
+        own.append(timed(vectorizer.vectorize, pose)[1])
+        with recorded_calls(shapely, functions) as calls:
+            vectorizer.vectorize(pose)
+        alone.append(timed(make_again, calls)[1])
+    own, alone = np.array(own), np.array(alone)
+    return {"limit_ms": spread(1e3 * alone), "limit_ratio": spread(own / alone)}
 
 
 def step_shares(vectorizer: MapVectorizer, poses: Sequence[np.ndarray]) -> dict[str, float]:
