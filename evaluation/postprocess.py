@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from evaluation.curves import curves_through
 from evaluation.vectors import Vectors
 from utils.frame import denormalize_pts
 
@@ -16,9 +17,9 @@ def outputs_to_vectors(
 ) -> list[Vectors]:
     """Per sample, every instance once, with its best class and that class's sigmoid as score.
 
-    pred_logits [B, I, C], pred_pts [B, I, P, 2] in [0, 1] of pc_range; points come back in metres, LiDAR
-    frame. No score threshold and no cap: average precision needs the whole ranking. Raises FloatingPointError
-    if an output is not finite.
+    pred_logits [B, I, C], pred_pts [B, I, P, 2] in [0, 1] of pc_range; points come back in metres, LiDAR frame, with
+    more of them in bends (curves_through), none outside pc_range. No score threshold and no cap: average precision
+    needs the whole ranking. Raises FloatingPointError if an output is not finite.
     """
     scores, labels = pred_logits.detach().float().sigmoid().max(dim=-1)  # [B, I]
     pts_m = denormalize_pts(pred_pts.detach().float(), pc_range)
@@ -26,7 +27,8 @@ def outputs_to_vectors(
     for index in range(len(scores)):
         if not (np.isfinite(scores[index]).all() and np.isfinite(pts_m[index]).all()):
             raise FloatingPointError(f"the model's outputs for sample {index} of the batch are not finite")
+    low, high = np.float32(pc_range[:2]), np.float32(pc_range[3:5])
     return [
-        Vectors(labels=sample_labels, pts_m=list(sample_pts), scores=sample_scores)
+        Vectors(sample_labels, [line.clip(low, high) for line in curves_through(sample_pts)], sample_scores)
         for sample_labels, sample_pts, sample_scores in zip(labels, pts_m, scores, strict=True)
     ]

@@ -10,7 +10,7 @@ from utils.frame import PC_RANGES, normalize_pts
 
 def test_every_instance_once_with_its_best_class_in_metres():
     logits = torch.tensor([[[2.0, -1.0, 0.5], [-6.0, -4.0, -5.0]], [[-9.0, -9.0, -8.0], [0.0, 3.0, 1.0]]])
-    pts_m = torch.tensor([[-15.0, -30.0], [0.0, 0.0], [7.5, 30.0]]).expand(2, 2, 3, 2)
+    pts_m = torch.tensor([[-15.0, -30.0], [0.0, 0.0], [-7.5, 30.0]]).expand(2, 2, 3, 2)
     pts = normalize_pts(pts_m, PC_RANGES["60x30"])
     samples = outputs_to_vectors(logits, pts, PC_RANGES["60x30"])
     assert [vectors.labels.tolist() for vectors in samples] == [[0, 1], [2, 1]]
@@ -19,6 +19,16 @@ def test_every_instance_once_with_its_best_class_in_metres():
     for vectors in samples:
         assert len(vectors) == 2  # low scores stay in
         np.testing.assert_allclose(vectors.pts_m[1], pts_m[0, 1].numpy(), atol=1e-5)
+
+
+def test_bends_get_points_between_that_stay_inside_the_range():
+    angle = torch.linspace(0, torch.pi / 2, 10)
+    pts_m = torch.stack([15 - 20 * (1 - angle.cos()), 20 * angle.sin() - 10], dim=1)  # leaves the border of the range
+    pts = normalize_pts(torch.stack([pts_m, pts_m.flip(0)]), PC_RANGES["60x30"])[None]
+    (vectors,) = outputs_to_vectors(torch.zeros(1, 2, 3), pts, PC_RANGES["60x30"])
+    for line in vectors.pts_m:
+        assert len(line) == 37 and line.dtype == np.float32 and line[:, 0].max() <= 15
+        np.testing.assert_allclose(np.hypot(*(line - [-5, -10]).T), 20, atol=0.005)
 
 
 def test_half_precision_outputs_that_need_gradients():
