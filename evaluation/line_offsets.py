@@ -49,13 +49,16 @@ def line_offsets(predictions: Vectors, ground_truth: Vectors) -> list[Offsets | 
 
 
 def line_rows(drawn: Vectors, ground_truth: Vectors) -> list[list[str]]:
-    """A table of one sample's drawn lines, cells of text: where each lies, best scored first; the header is row 0."""
+    """A table of one sample's drawn lines, cells of text: where each lies, best scored first; the header is row 0.
+
+    "not found" is what line_offsets has no true line for.
+    """
     rows = [["drawn line", "score", "median offset", "farthest", f"within {PAINT_M:g} m"]]
     found = line_offsets(drawn, ground_truth)
     for index in np.argsort(-drawn.scores, kind="stable"):
         row = [CLASSES[drawn.labels[index]], f"{drawn.scores[index]:.2f}"]
         if found[index] is None:
-            row += [f"no such line within {FOUND_M:g} m", "", ""]
+            row += ["not found", "", ""]
         else:
             offset = found[index].offset
             row += [f"{np.median(offset):.2f} m", f"{offset.max():.2f} m", f"{(offset <= PAINT_M).mean():.0%}"]
