@@ -1,5 +1,8 @@
 """The benchmark of a step's optimisations: that each is really undone, and that the losses stay what they were."""
 
+from argparse import Namespace
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -111,6 +114,14 @@ def test_the_stage_measures_rows_in_this_process_and_between_processes(monkeypat
     assert found["memory"]["peak_gb"] is None
     assert 0 < found["frozen-weights"]["peak_gb"] <= found["frozen-weights"]["without_peak_gb"]
     assert optimisations.ROWS["memory"] in capsys.readouterr().out
+
+
+def test_dropout_is_the_same_in_both_trainings(monkeypatch):
+    config = micro_config()
+    config = replace(config, qformer=replace(config.qformer, dropout=0.3))
+    monkeypatch.setattr(optimisations, "config_from", lambda _args: config)
+    args = Namespace(batch_size=2, precision=None, warmup=1, repeats=2)
+    assert optimisations.in_turns(args, optimisations.with_logits)["loss_difference"] == 0
 
 
 @pytest.mark.parametrize("keeps", [True, False])

@@ -173,6 +173,7 @@ def in_turns(args: argparse.Namespace, undo: Undo) -> dict:
     losses: dict[str, list[float]] = {name: [] for name in steps}
 
     def step(name: str) -> None:
+        torch.manual_seed(len(losses[name]))  # of dropout: step by step the same in both
         with undoing[name](steps[name]):
             losses[name].append(steps[name]().item())
 
