@@ -9,7 +9,7 @@ from PIL import Image
 
 import data.pixels
 from data.images import adjust_colours, load_image
-from data.pixels import adjust_pixels, load_pixels, pixels_of
+from data.pixels import adjust_pixels, load_pixels, pixels_of, planes_of
 from data.transforms import crop_window, pixel_transform
 from tests.test_transforms import blob_image, centroid
 from tools.benchmarks.common import private_memory_mb
@@ -69,6 +69,14 @@ def test_a_grey_jpeg_is_read_as_colour_and_without_a_warning(tmp_path):
         warnings.simplefilter("error")
         pixels, _ = load_pixels(str(tmp_path / "grey.jpg"), (400, 225), crop_window((400, 225), 0.0), (112, 200), "t")
     assert torch.equal(pixels[0], pixels[2]) and pixels.max() > 200
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 7), (80, 256)])
+def test_planes_are_the_first_three_channels(size):
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (*size, 4), np.uint8))
+    planes = planes_of(pixels)
+    assert planes.is_contiguous() and planes.dtype == torch.uint8
+    assert torch.equal(planes, pixels[..., :3].permute(2, 0, 1))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 3), (800, 450), (2400, 2000)])  # the last is more than 16 MB
