@@ -5,7 +5,7 @@
 import numpy as np
 from scipy.spatial.distance import cdist
 
-# Distance matrices of so many numbers are made at a time: fewer calls, and what is made is still in the cache when read.
+# Distance matrices of so many numbers are made at a time: fewer calls, and each still in the cache when it is read.
 NUMBERS_AT_A_TIME = 40_000
 
 

@@ -19,7 +19,7 @@ from nuscenes.utils.splits import create_splits_scenes
 
 from data.geometry import pose_matrix
 from data.synthetic import world as world_module
-from data.synthetic.plan import LOCATIONS, WorldSettings
+from data.synthetic.plan import LOCATIONS, SAMPLE_INTERVAL, WorldSettings, plan_world
 from data.synthetic.world import MARKER, write_world
 from tools import make_synthetic_nuscenes
 from utils.errors import UserError
@@ -213,6 +213,25 @@ def test_traffic_keeps_to_its_side(nusc: NuScenes, city_maps: dict[str, NuScenes
         assert np.cos(nearest[2] - np.arctan2(pose[1, 0], pose[0, 0])) > 0.7
 
 
+def test_key_frames_far_apart_show_other_places_and_as_much_traffic():
+    """Four key frames in the 20 seconds of a scene of nuScenes, instead of in its first 2."""
+    scenes = tuple(create_splits_scenes()["train"][:24])
+    way, cars = {}, {}
+    for interval in (SAMPLE_INTERVAL, 5.0):
+        plan = plan_world(replace(SMALL, train_scenes=scenes, samples_per_scene=4, sample_interval=interval))
+        way[interval], cars[interval] = [], []
+        for scene in plan.scenes:
+            times = [scene.motion_time(each["LIDAR_TOP"]) for each in scene.sensor_times]
+            np.testing.assert_allclose(np.diff(times), interval, atol=0.01)
+            places = np.array([scene.ego.trajectory.at(time)[:2] for time in times])
+            way[interval].append(np.linalg.norm(places[-1] - places[0]))
+            for time, place in zip(times, places, strict=True):
+                others = np.array([agent.trajectory.at(time)[:2] for agent in scene.agents]).reshape(-1, 2)
+                cars[interval].append(int((np.linalg.norm(others - place, axis=1) < 40.0).sum()))
+    assert np.median(way[SAMPLE_INTERVAL]) < 20.0 and np.median(way[5.0]) > 60.0
+    assert 0.7 < np.mean(cars[5.0]) / np.mean(cars[SAMPLE_INTERVAL]) < 1.4
+
+
 def test_same_seed_same_bytes_for_any_number_of_workers(tmp_path: Path):
     write_world(tmp_path / "one", SMALL, num_workers=1)
     write_world(tmp_path / "two", SMALL, num_workers=2)
@@ -235,6 +254,9 @@ def run_tool(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
         (("--train-scenes", "0"), "--train-scenes: 0"),
         (("--val-scenes", "-1"), "--val-scenes: -1"),
         (("--samples-per-scene", "0"), "--samples-per-scene: 0"),
+        (("--sample-interval", "0"), "--sample-interval: 0, at least 0.1 seconds"),
+        (("--sample-interval", "nan"), "--sample-interval: nan"),
+        (("--sample-interval", "150", "--samples-per-scene", "4"), "less than 600 for all 4 key frames"),
         (("--version", "v1.0-test"), "--version: v1.0-test"),
         (("--version", "v1.0-mini", "--train-scenes", "9"), "--train-scenes: 9, at most 8"),
         (("--version", "v1.0-mini", "--train-scenes", "8", "--val-scenes", "3"), "--val-scenes: 3, at most 2"),

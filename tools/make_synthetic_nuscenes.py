@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.synthetic.plan import WorldSettings  # noqa: E402
+from data.synthetic.plan import SAMPLE_INTERVAL, SCENE_SPACING, WorldSettings  # noqa: E402
 from data.synthetic.test_set import write_test_tables  # noqa: E402
 from data.synthetic.world import check_target, write_world  # noqa: E402
 from utils.command_line import documented_parser  # noqa: E402
@@ -20,6 +20,7 @@ from utils.errors import UserError, run_cli  # noqa: E402
 
 SPLITS = {"v1.0-trainval": ("train", "val"), "v1.0-mini": ("mini_train", "mini_val")}
 SMALLEST_IMAGE, LARGEST_IMAGE = 64, 4096
+SHORTEST_INTERVAL = 0.1  # seconds
 
 
 def parse_args() -> argparse.Namespace:
@@ -27,7 +28,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="the dataroot to make")
     parser.add_argument("--train-scenes", type=int, default=15)
     parser.add_argument("--val-scenes", type=int, default=5)
-    parser.add_argument("--samples-per-scene", type=int, default=40, help="key frames at 2 Hz (nuScenes: 40)")
+    parser.add_argument("--samples-per-scene", type=int, default=40, help="key frames (nuScenes: 40)")
+    parser.add_argument("--sample-interval", type=float, default=SAMPLE_INTERVAL,
+                        help="seconds between them (default, and nuScenes: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--image-size", default="1600x900", help="WIDTHxHEIGHT in pixels")
     parser.add_argument("--version", default="v1.0-trainval", help=" or ".join(SPLITS))
@@ -47,6 +50,15 @@ def parse_image_size(text: str) -> tuple[int, int]:
             "expected; for instance 1600x900"
         )
     return size
+
+
+def check_interval(interval: float, samples: int) -> None:
+    """Raise UserError for an interval in which no car moves, or a scene that runs into the next of its log."""
+    if not (SHORTEST_INTERVAL <= interval and samples * interval < SCENE_SPACING):
+        raise UserError(
+            f"--sample-interval: {interval:g}, at least {SHORTEST_INTERVAL} seconds are expected, and less than "
+            f"{SCENE_SPACING} for all {samples} key frames of a scene; choose another"
+        )
 
 
 def scene_names(version: str, train_scenes: int, val_scenes: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -79,11 +91,14 @@ def main() -> None:
     ):
         if value < least:
             raise UserError(f"{flag}: {value}, at least {least} is expected; give a larger number")
+    check_interval(args.sample_interval, args.samples_per_scene)
     image_size = parse_image_size(args.image_size)
     out = args.out.resolve()
     check_target(out, args.overwrite)
     train, val = scene_names(args.version, args.train_scenes, args.val_scenes)
-    settings = WorldSettings(args.version, train, val, args.samples_per_scene, args.seed, image_size)
+    settings = WorldSettings(
+        args.version, train, val, args.samples_per_scene, args.seed, image_size, args.sample_interval
+    )
     write_world(out, settings, args.num_workers, args.overwrite)
     if args.with_test_set:
         write_test_tables(out / args.version, out / "v1.0-test")

@@ -20,7 +20,7 @@ SCENES_PER_TOWN = 8
 FEW_TOWNS = 8  # up to here every scene gets a town of its own
 SCENES_PER_LOG = 4
 CITY_MARGIN = 40.0  # metres of free land around the towns of a city
-SAMPLE_INTERVAL = 500_000  # microseconds between key frames (2 Hz)
+SAMPLE_INTERVAL = 0.5  # seconds between key frames of nuScenes (2 Hz)
 LEAD = 0.3  # seconds of motion before the first key frame
 FIRST_LOG_TIME = 1_530_500_000  # seconds since 1970
 LOG_SPACING = 90_000  # seconds between logs
@@ -37,6 +37,7 @@ class WorldSettings:
     samples_per_scene: int
     seed: int
     image_size: tuple[int, int]  # width, height in pixels
+    sample_interval: float = SAMPLE_INTERVAL  # seconds between key frames
 
 
 @dataclass(frozen=True)
@@ -155,12 +156,12 @@ def _plan_scene(
     start_time: int,
 ) -> ScenePlan:
     rng = make_rng(settings.seed, "scene", name)
-    duration = LEAD + settings.samples_per_scene * SAMPLE_INTERVAL / 1e6 + 0.2
+    duration = LEAD + settings.samples_per_scene * settings.sample_interval + 0.2
     ego = make_ego_motion(rng, town, start, duration)
     agents = make_traffic(rng, town, ego.trajectory, duration)
     sensor_times = []
     for index in range(settings.samples_per_scene):
-        lidar_time = start_time + index * SAMPLE_INTERVAL + int(rng.integers(-1500, 1500))
+        lidar_time = start_time + round(1e6 * index * settings.sample_interval) + int(rng.integers(-1500, 1500))
         times = {
             channel: lidar_time - before + int(rng.integers(-400, 400))
             for channel, (_, _, _, before) in CAMERA_MOUNTS.items()

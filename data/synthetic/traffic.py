@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data.synthetic.curves import arc_length
 from data.synthetic.drive import Trajectory, drive_route, make_route
 from data.synthetic.elements import Town
 
@@ -16,6 +17,8 @@ KINDS = (
 )
 COLORS = [(205, 205, 208), (235, 235, 235), (40, 40, 44), (120, 122, 126), (150, 30, 30), (40, 60, 120), (200, 170, 60)]
 NEAR = 70.0  # metres from the recording car within which traffic is placed
+CARS = (4, 22)  # of a scene, before those that would meet another are left out
+WAY = 40.0  # metres; on a longer way there are more cars in proportion
 CHECK_STEP = 10  # every how many stored poses two cars are checked for a collision
 EGO_LENGTH = 5.0
 
@@ -32,7 +35,7 @@ class Agent:
 
 def make_traffic(rng: np.random.Generator, town: Town, ego: Trajectory, duration: float) -> list[Agent]:
     """Cars that meet neither each other nor the recording car."""
-    density = rng.uniform(4, 22)
+    count = int(rng.uniform(*CARS) * max(1.0, arc_length(ego.xy)[-1] / WAY))
     agents: list[Agent] = []
     middle = ego.xy[len(ego.xy) // 2]
     near = [
@@ -41,7 +44,7 @@ def make_traffic(rng: np.random.Generator, town: Town, ego: Trajectory, duration
         if np.linalg.norm(lane.center[:, None] - ego.xy[None, ::20], axis=-1).min() < NEAR
         or np.linalg.norm(lane.center.mean(axis=0) - middle) < NEAR
     ]
-    for _ in range(int(density)):
+    for _ in range(count):
         pick = int(rng.choice(len(KINDS), p=[share for _, _, share in KINDS]))
         category, size, _ = KINDS[pick]
         size = tuple(float(side * rng.uniform(0.94, 1.06)) for side in size)

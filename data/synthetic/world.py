@@ -107,6 +107,7 @@ def _write_all(root: Path, settings: WorldSettings, num_workers: int) -> None:
             "train_scenes": len(settings.train_scenes),
             "val_scenes": len(settings.val_scenes),
             "samples_per_scene": settings.samples_per_scene,
+            "sample_interval": settings.sample_interval,
             "seed": settings.seed,
             "image_size": list(settings.image_size),
         },
