@@ -8,6 +8,9 @@ from PIL import Image, ImageEnhance
 
 from utils.errors import UserError
 
+# Bytes, so nearly every JPEG at once. Pillow's own 64 KB give the decoder pieces, each joined to the rest of the last.
+READ_AT_A_TIME = 2**20
+
 
 def load_image(
     path: str, source_size: tuple[int, int], window: np.ndarray, size: tuple[int, int], sample_token: str
@@ -38,6 +41,7 @@ def decode(
                     f"{source_size[0]}x{source_size[1]}; restore the file or generate the GT cache again"
                 )
             drafted = image.draft("RGB", (source_size[0] // reduction, source_size[1] // reduction))
+            image.decodermaxblock = READ_AT_A_TIME
             image.load()
     except FileNotFoundError as error:
         raise UserError(

@@ -1,7 +1,6 @@
 """Camera images as the network takes them: small uint8 tensors, resized by torch's vectorised kernels."""
 
 import ctypes
-import warnings
 
 import numpy as np
 import PIL
@@ -11,13 +10,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data.images import adjust_colours, decode, decoder_reduction
-
-# torch warns once that a tensor of bytes must not be written to. Here they are only read; the warning comes now
-# because silencing it at each image takes as long as a quarter of the resizing.
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    torch.frombuffer(b"0", dtype=torch.uint8)
-
 
 # Pillow shares pixels since 11.2, but there never frees an image that was shared. PILLOW_ALIGNMENT may pad its rows.
 _SHARES_PIXELS = tuple(map(int, PIL.__version__.split(".")[:2])) >= (11, 3) and Image.core.get_alignment() == 1
@@ -62,8 +54,11 @@ def planes_of(pixels: Tensor) -> Tensor:
     # Each pixel is one number of 32 bits, and NumPy narrows numbers twice as fast as torch sorts single bytes apart.
     whole = pixels.numpy().view("<u4")[..., 0]
     planes = np.empty((3, *whole.shape), np.uint8)
-    for channel, plane in enumerate(planes):
-        plane[...] = whole >> 8 * channel if channel else whole
+    planes[0] = whole
+    shifted = whole >> 8
+    planes[1] = shifted
+    shifted >>= 8
+    planes[2] = shifted
     return torch.from_numpy(planes)
 
 
@@ -75,8 +70,8 @@ def pixels_of(image: Image.Image) -> Tensor:
     """
     content = _shared_bytes(image) if _SHARES_PIXELS else None
     if content is None:
-        content = image.tobytes("raw", "RGBX")
-    return torch.frombuffer(content, dtype=torch.uint8).view(image.height, image.width, 4)
+        content = bytearray(image.tobytes("raw", "RGBX"))  # torch warns of bytes, which must not be written to
+    return torch.from_numpy(np.frombuffer(content, np.uint8).reshape(image.height, image.width, 4))
 
 
 def _shared_bytes(image: Image.Image) -> ctypes.Array | None:

@@ -117,6 +117,17 @@ def test_a_step_that_does_not_fit_is_a_row_and_not_the_end(monkeypatch, capsys):
     assert first.endswith("does not fit") and second.endswith("1.25")
 
 
+def test_model_flop_of_a_layer_are_those_of_its_products():
+    """Attention included, which torch does not count in all of its kernels."""
+    one, two = (replace(micro_config().random_llm, num_layers=layers) for layers in (1, 2))
+    added = step.model_flop(micro_config(random_llm=two), 1) - step.model_flop(micro_config(random_llm=one), 1)
+    mask, _ = attention.llm_input(micro_config(), build_detector(micro_config()).llm, 1)
+    tokens, width, mlp = mask.shape[-1], one.hidden_size, one.mlp_size
+    linear = 2 * tokens * (4 * width**2 + 3 * width * mlp)
+    # Forward, and backward to the inputs alone, as the weights are frozen; attention's inputs are two products' each.
+    assert added == 2 * linear + 3 * 4 * tokens**2 * width
+
+
 def test_model_flop_grow_with_the_batch_and_not_with_checkpointing():
     config = micro_config()
     one, two = (step.model_flop(config, batch_size) for batch_size in (1, 2))

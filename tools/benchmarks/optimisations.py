@@ -229,7 +229,10 @@ def between_processes(args: argparse.Namespace) -> dict:
 def step_of_a_process(flags: Sequence[object], keeps_memory: bool) -> dict:
     """The result of the stage `step` in a process that has read the scripts' settings of glibc, or has none."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(MEMORY_SETTINGS)}
-    read_settings = ". scripts/environment.sh; " if keeps_memory else ""
+    # The script's other settings, such as how threads wait, are those of both.
+    read_settings = ". scripts/environment.sh; "
+    if not keeps_memory:
+        read_settings += f"unset ${{!{MEMORY_SETTINGS}@}}; "
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/step.json"
         command = [sys.executable, "tools/benchmark.py", "step", *map(str, flags), "--json", path]
