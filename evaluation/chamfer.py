@@ -31,11 +31,11 @@ def chamfer_distances(
     bound += _mean_distance_to_box(lines_b[index_b[near]], low_a[index_a[near]], high_a[index_a[near]])
     near = near[bound / 2 <= limit]
 
-    distances[near] = _pair_by_pair(lines_a, lines_b, index_a[near], index_b[near])
+    distances[near] = _distances_of_all(lines_a, lines_b, index_a[near], index_b[near])
     return distances
 
 
-def _pair_by_pair(
+def _distances_of_all(
     lines_a: np.ndarray, lines_b: np.ndarray, index_a: np.ndarray, index_b: np.ndarray
 ) -> np.ndarray:
     """The distances [K] of chamfer_distances for all of these pairs; those of one line of b share matrices."""
