@@ -30,6 +30,7 @@ from utils.text_table import align_columns, format_score
 
 THRESHOLDS = (0.5, 1.0, 1.5)  # metres, for the 60 x 30 m range
 WIDE_THRESHOLDS = (1.0, 1.5, 2.0)  # metres, for the 100 x 50 m range (StreamMapNet)
+FOUND_SHARE = 0.25  # of the true lines
 
 
 @dataclass(frozen=True)
@@ -145,11 +146,18 @@ def precision_recall(true_positive: np.ndarray, num_gt: int) -> tuple[np.ndarray
     return hits / np.arange(1, len(hits) + 1), hits / num_gt
 
 
-def best_f1(of_class: ClassHits, column: int) -> dict[str, float] | None:
-    """The score threshold with the highest F1 at one distance threshold, and what it gives; None without a hit.
+def best_f1(of_class: ClassHits, thresholds: Sequence[float]) -> dict[str, float] | None:
+    """The score with the highest F1, from which on lines are drawn, and what it gives; None without a hit.
 
+    It is judged at the smallest distance threshold that suits, "threshold" in the result: what is drawn should lie on
+    the paint. A threshold at which hardly a line is found says nothing of scores, as early in a training, so
+    FOUND_SHARE of the true lines must be found there; where no threshold has so many, the largest counts.
     Predictions of equal score are kept or dropped together, as a threshold on the score would do.
     """
+    found = of_class.true_positive.sum(axis=0)  # [T]
+    in_order = np.argsort(thresholds)
+    enough = [column for column in in_order if found[column] >= FOUND_SHARE * of_class.num_gt]
+    column = int(enough[0] if enough else in_order[-1])
     if of_class.num_gt == 0 or not of_class.true_positive[:, column].any():
         return None
     precision, recall = precision_recall(of_class.true_positive[:, column], of_class.num_gt)
@@ -157,7 +165,7 @@ def best_f1(of_class: ClassHits, column: int) -> dict[str, float] | None:
     f1 = np.where(last_of_score, 2 * precision * recall / np.maximum(precision + recall, 1e-12), -1.0)
     best = int(np.argmax(f1))
     figures = {"f1": f1, "precision": precision, "recall": recall, "score": of_class.scores}
-    return {name: float(values[best]) for name, values in figures.items()}
+    return {"threshold": float(thresholds[column])} | {name: float(values[best]) for name, values in figures.items()}
 
 
 def summarize(
@@ -182,7 +190,7 @@ def summarize(
             "num_pred": len(matched),
             "recall": int(matched.sum()) / count if count else None,
             "matched_chamfer": float(of_class.chamfer[matched].mean()) if matched.any() else None,  # metres
-            "best_f1": best_f1(of_class, largest),
+            "best_f1": best_f1(of_class, thresholds),
         }
     in_mean = [result[name]["AP"] for name in CLASSES if result[name]["AP"] is not None]
     result["mAP"] = float(np.mean(in_mean)) if in_mean else math.nan
@@ -201,9 +209,9 @@ def evaluate(
 
     Returns {"protocol", "thresholds", "mAP", "<class>": {"AP@0.5", ..., "AP"}, "details"} with values in
     [0, 1]; under `maptr` the APs of a class without ground truth are None, and without any ground truth the mAP
-    is NaN. "details" holds, per class, the counts and, at the largest threshold, the recall, the mean Chamfer
-    distance in metres of matched lines, and precision, recall and score where F1 is best. A sample without
-    predictions counts as one with none. Raises as match_samples does.
+    is NaN. "details" holds, per class, the counts; at the largest threshold the recall and the mean Chamfer distance in
+    metres of matched lines; and what best_f1 returns. A sample without predictions counts as one with none. Raises as
+    match_samples does.
     """
     matches = match_samples(predictions, ground_truth, protocol, thresholds, num_workers)
     return summarize(matches, protocol, thresholds)
@@ -250,14 +258,14 @@ def check_tokens(predictions: Mapping[str, Vectors], ground_truth: Mapping[str, 
 def format_table(result: dict) -> str:
     """The result of `evaluate` as an aligned text table: a row a class, a column a threshold, mAP last."""
     ap_names = [f"AP@{threshold}" for threshold in result["thresholds"]] + ["AP"]
-    at = f"@{max(result['thresholds'])}"
-    extra_names = [f"recall{at}", "matched m", f"best F1{at}", "precision", "score", "truth", "predicted"]
+    recall = f"recall@{max(result['thresholds'])}"
+    extra_names = [recall, "matched m", "best F1", "at m", "precision", "score", "truth", "predicted"]
     rows = [[f"Chamfer AP ({result['protocol']})", *ap_names, *extra_names]]
     for name in CLASSES:
         details = result["details"][name]
         aps = [format_score(result[name][column]) for column in ap_names]
         best = details["best_f1"] or {}
-        at_best = [best.get(key) for key in ("f1", "precision", "score")]
+        at_best = [best.get(key) for key in ("f1", "threshold", "precision", "score")]
         extras = [details["recall"], details["matched_chamfer"], *at_best]
         rows.append([name, *aps, *map(format_score, extras), str(details["num_gt"]), str(details["num_pred"])])
     rows.append(["mAP", *[""] * (len(ap_names) - 1), format_score(result["mAP"]), *[""] * len(extra_names)])

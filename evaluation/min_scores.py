@@ -8,7 +8,6 @@ import numpy as np
 
 from evaluation.chamfer_ap import ClassHits, best_f1
 from evaluation.json_files import read_json, shown
-from evaluation.sample_f1 import F1_THRESHOLD
 from utils.errors import UserError
 from utils.frame import CLASSES
 
@@ -24,7 +23,7 @@ def add_score_arguments(parser: argparse.ArgumentParser, default: float, hint: s
     )  # fmt: skip
     either.add_argument(
         "--best-f1", metavar="FILE",
-        help="or, for each class, those below the score of its best F1 (at the largest threshold) in FILE, from "
+        help="or, for each class, those below the score of its best F1 (at the distance named there) in FILE, from "
         "tools/evaluate.py --json",
     )  # fmt: skip
 
@@ -39,13 +38,13 @@ def min_scores_asked_for(args: argparse.Namespace) -> np.ndarray:
 
 
 def min_scores_of(hits: Sequence[ClassHits], thresholds: Sequence[float]) -> np.ndarray:
-    """For each class the score at which its F1 is best, [C]; judged like samples, at F1_THRESHOLD metres."""
-    best = [best_f1(of_class, list(thresholds).index(F1_THRESHOLD)) for of_class in hits]
+    """For each class the score at which its F1 is best, as best_f1 judges it, [C]."""
+    best = [best_f1(of_class, thresholds) for of_class in hits]
     return np.array([FALLBACK_SCORE if found is None else found["score"] for found in best])
 
 
 def read_min_scores(path: str | os.PathLike) -> np.ndarray:
-    """The same from an evaluation's file, [C], where it is judged at the evaluation's largest threshold."""
+    """The same from an evaluation's file, [C]."""
     content = read_json(path)
     found = []
     for name in CLASSES:

@@ -267,19 +267,33 @@ def test_table_is_aligned_and_marks_what_is_missing():
     assert rows[-1].split() == ["mAP", "0.667"]
 
 
-def test_details_are_those_of_the_largest_threshold():
+def test_details_say_what_is_found_at_the_largest_threshold():
     line = np.array([[0.0, 0.0], [0.0, 9.0]])
     truth = {"a": Vectors(np.array([0]), [line])}
-    found = {"a": Vectors(np.array([0]), [line + [0.75, 0.0]], np.array([0.5]))}
-    divider = evaluate(found, truth)["details"]["divider"]
-    assert divider["recall"] == divider["best_f1"]["f1"] == 1.0
-    assert divider["matched_chamfer"] == pytest.approx(0.75)
+    beside = Vectors(np.array([0]), [line + [0.75, 0.0]], np.array([0.5]))
+    divider = evaluate({"a": beside}, truth)["details"]["divider"]
+    assert divider["recall"] == 1.0 and divider["matched_chamfer"] == pytest.approx(0.75)
+    assert divider["best_f1"]["f1"] == 1.0 and divider["best_f1"]["threshold"] == 1.0
 
 
 def test_the_best_threshold_keeps_or_drops_equal_scores_together():
     scores, hits = np.array([0.5, 0.5, 0.25]), np.array([[True], [False], [True]])
-    found = best_f1(ClassHits(scores, hits, np.zeros(3), num_gt=3), 0)
-    assert found == {"f1": pytest.approx(2 / 3), "precision": pytest.approx(2 / 3), "recall": pytest.approx(2 / 3),
-                     "score": 0.25}  # fmt: skip
-    found = best_f1(ClassHits(scores[:2], hits[:2], np.zeros(2), num_gt=1), 0)
+    found = best_f1(ClassHits(scores, hits, np.zeros(3), num_gt=3), [0.5])
+    assert found == {"threshold": 0.5, "f1": pytest.approx(2 / 3), "precision": pytest.approx(2 / 3),
+                     "recall": pytest.approx(2 / 3), "score": 0.25}  # fmt: skip
+    found = best_f1(ClassHits(scores[:2], hits[:2], np.zeros(2), num_gt=1), [0.5])
     assert found["precision"] == 0.5, "no threshold has the first without the second"
+
+
+def test_the_best_score_is_judged_at_the_smallest_distance_at_which_enough_lines_are_found():
+    scores = np.array([0.9, 0.8, 0.7, 0.6])
+    near, far = np.array([0, 0, 1, 0], bool), np.array([1, 0, 1, 1], bool)
+
+    def judged(near, far, num_gt):
+        found = best_f1(ClassHits(scores, np.stack([far, near], axis=1), np.zeros(4), num_gt), [1.5, 0.5])
+        return found and (found["threshold"], found["score"])
+
+    assert judged(near, far, 4) == (0.5, 0.7), "one of four is a quarter"
+    assert judged(near, far, 5) == (1.5, 0.6), "one of five is not"
+    assert judged(near, far, 50) == (1.5, 0.6), "hardly a line is found anywhere"
+    assert judged(near & False, far & False, 4) is None

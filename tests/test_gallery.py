@@ -52,7 +52,7 @@ def test_shown_predictions_reach_the_score_that_suits_their_class():
     truth = {"a": Vectors(np.array([0]), [LINE]), "b": Vectors(np.array([0, 2]), [LINE, LINE + 5])}
     predictions = {
         "a": Vectors(np.array([0, 0]), [LINE + 0.2, LINE + 8], np.array([0.8, 0.1], np.float32)),
-        "b": Vectors(np.array([0, 1, 2]), [LINE + 0.9, LINE, LINE - 9], np.array([0.2, 0.29, 0.31], np.float32)),
+        "b": Vectors(np.array([0, 1, 2]), [LINE + 0.3, LINE, LINE - 9], np.array([0.2, 0.29, 0.31], np.float32)),
     }
     hits = hits_by_class(match_samples(predictions, truth, "maptr", THRESHOLDS), len(THRESHOLDS))
     min_scores = min_scores_of(hits, THRESHOLDS)

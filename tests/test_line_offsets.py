@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from evaluation.line_offsets import FOUND_M, PAINT_M, STEP_M, line_offsets, line_rows, offset_rows
+from evaluation.line_offsets import (
+    COVERED_M,
+    FOUND_M,
+    STEP_M,
+    coverage_rows,
+    covered_length,
+    line_offsets,
+    line_rows,
+    offset_rows,
+)
 from evaluation.vectors import Vectors, no_vectors
 from utils.frame import CLASSES
 
@@ -52,7 +61,9 @@ def test_a_line_that_leaves_the_true_one_far_away_shows_it_there_only():
     assert near["median"] == middle["median"] == near["nine_in_ten"] == middle["nine_in_ten"] == 0.0
     # From 0 to 2 m over the last band, evenly: half of the places below half of that, nine in ten below 1.8 m.
     assert far["median"] == pytest.approx(1.0, abs=0.05) and far["nine_in_ten"] == pytest.approx(1.8, abs=0.05)
-    assert near["on_paint"] == 1.0 and far["on_paint"] == pytest.approx(PAINT_M / 2.0, abs=0.05)
+    assert near["within"] == {"0.1": 1.0, "0.2": 1.0}
+    assert far["within"] == {"0.1": pytest.approx(0.05, abs=0.05), "0.2": pytest.approx(0.1, abs=0.05)}
+    assert far["within"]["0.1"] < far["within"]["0.2"]
     assert [band["from"] for band in rows[BOUNDARY]["bands"]] == [0.0, 10.0, 20.0]
 
 
@@ -61,12 +72,13 @@ def test_rows_count_the_lines_that_reach_their_class_s_score():
         "a": vectors((DIVIDER, along_the_road(0.2)), (DIVIDER, along_the_road(9.0)), scores=[0.4, 0.3]),
         "b": vectors((DIVIDER, along_the_road(0.0)), (BOUNDARY, along_the_road(0.0)), scores=[0.29, 0.8]),
     }
-    truth = {token: vectors((DIVIDER, along_the_road(0.0))) for token in predictions}
+    truth = {token: vectors((DIVIDER, along_the_road(0.0)), (BOUNDARY, along_the_road(9.0))) for token in predictions}
     rows = offset_rows(predictions, truth, np.array([0.3, 0.5, 0.7]))
     assert [row["name"] for row in rows] == list(CLASSES)
     assert [row["min_score"] for row in rows] == [0.3, 0.5, 0.7]
     assert [row["drawn"] for row in rows] == [2, 0, 1]
     assert [row["found"] for row in rows] == [0.5, None, 0.0]
+    assert [row["covered"] for row in rows] == [0.5, None, 0.0], "that of b scores too low"
     assert rows[DIVIDER]["bands"][0]["median"] == pytest.approx(0.2)
     assert {band["median"] for band in rows[BOUNDARY]["bands"]} == {None}
     assert sum(band["places"] for band in rows[DIVIDER]["bands"]) == 60 / STEP_M + 1
@@ -75,13 +87,28 @@ def test_rows_count_the_lines_that_reach_their_class_s_score():
 def test_a_table_of_one_sample_says_where_each_line_lies_best_first():
     truth = vectors((DIVIDER, along_the_road(0.0)), (BOUNDARY, along_the_road(5.0)))
     bent = np.array([[5.0, -30.0], [5.0, 0.0], [5.0, 5.0], [6.0, 30.0]])  # then leaves it by up to 1 m
-    drawn = vectors((CROSSING, along_the_road(0.0)), (BOUNDARY, bent), (DIVIDER, along_the_road(0.1)),
+    drawn = vectors((CROSSING, along_the_road(0.0)), (BOUNDARY, bent), (DIVIDER, along_the_road(0.15)),
                     scores=[0.5, 0.7, 0.9])  # fmt: skip
     _, *rows = line_rows(drawn, truth)
     assert [row[:4] for row in rows] == [
-        ["divider", "0.90", "0.10 m", "0.10 m"],
+        ["divider", "0.90", "0.15 m", "0.15 m"],
         ["boundary", "0.70", "0.00 m", "1.00 m"],
         ["ped_crossing", "0.50", "not found", ""],
     ]
-    assert [row[4] for row in rows] == ["100%", "66%", ""]
+    assert [row[4:] for row in rows] == [["0%", "100%"], ["62%", "66%"], ["", ""]]
     assert line_rows(no_vectors(scored=True), truth) == [line_rows(drawn, truth)[0]]
+
+
+def test_of_a_true_line_counts_what_a_drawn_line_of_its_class_is_near():
+    truth = vectors((DIVIDER, along_the_road(0.0)), (BOUNDARY, along_the_road(5.0)), (BOUNDARY, along_the_road(-5.0)))
+    stubs = ((DIVIDER, along_the_road(0.3, -30.0, -15.0)), (DIVIDER, along_the_road(0.0, 15.0, 30.0)))
+    beside = (BOUNDARY, along_the_road(5.0 + COVERED_M + 0.01))
+    metres = covered_length(vectors(*stubs, beside, (DIVIDER, along_the_road(-5.0))), truth)
+    # Of a stub's end a place less than COVERED_M further counts as well.
+    np.testing.assert_allclose(metres, [[30.0, 60.0], [0.0, 60.0], [0.0, 60.0]], atol=4 * STEP_M)
+    assert metres[1, 0] == metres[2, 0] == 0.0
+    _, *rows = coverage_rows(vectors(*stubs), truth)
+    assert [row[:2] for row in rows] == [["divider", "60.0 m"], ["boundary", "60.0 m"], ["boundary", "60.0 m"]]
+    assert rows[1][2] == "0%"
+    assert covered_length(no_vectors(scored=True), truth)[:, 0].tolist() == [0.0] * 3
+    assert covered_length(no_vectors(scored=True), no_vectors(scored=False)).shape == (0, 2)

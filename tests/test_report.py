@@ -160,7 +160,7 @@ def test_the_page_shows_what_evaluate_measures_and_stands_alone(protocol, run, c
     for row, name in zip(list(zip(*page.table("At 1.5 m"), strict=True))[1:], CLASSES, strict=True):
         details = expected["details"][name]
         assert row[:4] == (name, str(details["num_gt"]), str(details["num_pred"]), f"{details['recall']:.3f}")
-        assert row[5] == f"{details['best_f1']['f1']:.3f}"
+        assert row[5:7] == (f"{details['best_f1']['f1']:.3f}", f"{details['best_f1']['threshold']:.3f}")
     assert f"mAP {expected['mAP']:.3f} on 4 samples" in capsys.readouterr().out
     settings = json.loads((run / "config.json").read_text())
     assert settings["started"][:16].replace("T", " ") in page.text and settings["commit"][:12] in page.text

@@ -163,9 +163,11 @@ def test_one_sample_says_how_far_its_lines_lie_from_the_true_ones(run, cache, pr
     run("--predictions", predictions, *flags)
     said = capsys.readouterr().out.splitlines()
     assert said[0].endswith(f"sample {cache.sample_tokens[2]}, 32x16 pixels")
-    assert said[1].split() == "drawn line score median offset farthest within 0.2 m".split()
-    offsets = [float(line.split()[2]) for line in said[2:]]
-    assert len(offsets) == len(cache[2].labels)  # without the line below the threshold
+    assert said[1].split() == "drawn line score median offset farthest within 0.1 m within 0.2 m".split()
+    lines = len(cache[2].labels)
+    assert said[2 + lines].split() == "true line length drawn within 0.5 m".split() and len(said) == 3 + 2 * lines
+    offsets = [float(line.split()[2]) for line in said[2 : 2 + lines]]
+    assert len(offsets) == lines  # without the line below the threshold
     assert max(offsets) == pytest.approx(np.hypot(*SHIFT), abs=0.01)  # of a line along the road; others' are shorter
     run(*flags)
     assert len(capsys.readouterr().out.splitlines()) == 1

@@ -30,7 +30,7 @@ from evaluation.diagnosis import (  # noqa: E402
     score_row,
 )
 from evaluation.flags import add_loader_arguments, add_weight_arguments, check_loader_arguments  # noqa: E402
-from evaluation.line_offsets import BAND_EDGES_M, PAINT_M, offset_rows  # noqa: E402
+from evaluation.line_offsets import BAND_EDGES_M, COVERED_M, WITHIN_M, offset_rows  # noqa: E402
 from evaluation.min_scores import min_scores_of  # noqa: E402
 from evaluation.vectors import ground_truth_of  # noqa: E402
 from models.alarms import SPREADS  # noqa: E402
@@ -162,17 +162,23 @@ def calibration_lines(found: dict) -> list[str]:
 def offset_lines(rows: list[dict]) -> list[str]:
     """How far the lines that somebody would draw lie from the true ones, a line a class."""
     bands = [f"{low:.0f} to {high:.0f} m away" for low, high in pairwise(BAND_EDGES_M)]
-    cells = [["drawn from the score of the best F1 on", "score", "lines", "found", *bands]]
+    cells = [["drawn from the score of the best F1 on", "score", "lines", "found", "length drawn", *bands]]
     for row in rows:
-        offsets = [
-            "-" if band["median"] is None
-            else f"{band['median']:.2f} ({band['nine_in_ten']:.2f}) {band['on_paint']:4.0%}"
-            for band in row["bands"]
-        ]
-        scores = [format_score(row[name]) for name in ("min_score", "found")]
-        cells.append([row["name"], scores[0], str(row["drawn"]), scores[1], *offsets])
-    legend = f"metres to the true line: median (nine in ten places are below), share within {PAINT_M} m, so on paint"
-    return [*align_columns(cells), legend]
+        offsets = ["-" if band["median"] is None else _band_cell(band) for band in row["bands"]]
+        scores = [format_score(row[name]) for name in ("min_score", "found", "covered")]
+        cells.append([row["name"], scores[0], str(row["drawn"]), *scores[1:], *offsets])
+    limits = " and ".join(f"{limit:g}" for limit in WITHIN_M)
+    return [
+        *align_columns(cells),
+        f"found: drawn lines with a true one; length drawn: of the true lines, within {COVERED_M:g} m of a drawn one",
+        f"metres from found lines to the true ones: median (nine in ten places are below), shares within {limits} m",
+    ]
+
+
+def _band_cell(band: dict) -> str:
+    """`0.04 (0.14)  83%  95%`"""
+    shares = "".join(f"{share:5.0%}" for share in band["within"].values())
+    return f"{band['median']:.2f} ({band['nine_in_ten']:.2f}){shares}"
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ from data.records import SampleRecord  # noqa: E402
 from evaluation.flags import add_weight_arguments  # noqa: E402
 from evaluation.formats import read_predictions  # noqa: E402
 from evaluation.frames import to_lidar  # noqa: E402
-from evaluation.line_offsets import line_rows  # noqa: E402
+from evaluation.line_offsets import coverage_rows, line_rows  # noqa: E402
 from evaluation.min_scores import add_score_arguments, min_scores_asked_for  # noqa: E402
 from evaluation.pictures.animation import FORMATS, save_animation  # noqa: E402
 from evaluation.pictures.canvas import SMOOTHING  # noqa: E402
@@ -123,8 +123,9 @@ def draw_one(args: argparse.Namespace, cache: GTCache) -> None:
     images = load_camera_images(record, args.dataroot)
     picture = draw_sample(record, images, ground_truth, predictions, cache.meta["pc_range"])
     save_png(args.output, picture, f"sample {record.sample_token}")
-    if predictions is not None and len(predictions):
-        print("\n".join(align_columns(line_rows(predictions, ground_truth))))
+    if predictions is not None:
+        for rows in (line_rows(predictions, ground_truth), coverage_rows(predictions, ground_truth)):
+            print("\n".join(align_columns(rows)))
 
 
 def draw_sheet(args: argparse.Namespace, cache: GTCache) -> None:

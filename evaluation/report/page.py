@@ -157,20 +157,20 @@ def _ap_table(result: dict) -> str:
 
 
 def _detail_table(result: dict) -> str:
-    """What `evaluate` says beside AP, at the largest threshold: a row a figure, so that a phone shows all of it."""
+    """What `evaluate` says beside AP: a row a figure, so that a phone shows all of it."""
     columns = []
     for name in CLASSES:
         details = result["details"][name]
         best = details.get("best_f1") if isinstance(details.get("best_f1"), dict) else {}
         figures = [details.get("recall"), details.get("matched_chamfer")]
-        figures += [best.get(key) for key in ("f1", "precision", "recall", "score")]
+        figures += [best.get(key) for key in ("f1", "threshold", "precision", "recall", "score")]
         counts = [format_number(details.get(key), ",.0f") for key in ("num_gt", "num_pred")]
         columns.append([*counts, *map(format_number, figures)])
-    names = ["ground truth", "predicted", "recall", "mean Chamfer distance, m", "best F1", "precision there",
-             "recall there", "score there"]  # fmt: skip
+    names = ["ground truth", "predicted", "recall", "mean Chamfer distance, m", "best F1", "judged at, m",
+             "precision there", "recall there", "score there"]  # fmt: skip
     rows = [[name, *cells] for name, *cells in zip(names, *columns, strict=True)]
     largest = max(float(threshold) for threshold in result["thresholds"])
-    caption = f"At {largest} m: recall over all predictions, the matched lines, and where the F1 score is best."
+    caption = f"At {largest} m: recall over all predictions, and the matched lines. Then where the F1 score is best."
     return html_table(caption, ["", *CLASSES], rows)
 
 
