@@ -39,7 +39,12 @@ def test_rows_are_trained_scored_and_not_repeated(tmp_path, synthetic_world, cac
         assert config["model_config"]["without"] == ([] if row == "default" else ["qformer"])
     written = (tmp_path / "default_seed0" / "output.log").stat().st_mtime_ns
     call(monkeypatch, *flags, "--", *TRAIN_FLAGS)
-    assert capsys.readouterr().out.splitlines() == printed
+    again = capsys.readouterr()
+    assert again.out.splitlines() == printed and "commits" not in again.err
+    settings = tmp_path / "no-qformer_seed0" / "settings.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"commit": "an older one"}))
+    call(monkeypatch, *flags, "--table")
+    assert "an older one" in capsys.readouterr().err.partition("warning: begun at the commits ")[2]
     assert (tmp_path / "default_seed0" / "output.log").stat().st_mtime_ns == written
     with pytest.raises(UserError, match=r"settings\.json: was begun with flags .*another --output-dir"):
         call(monkeypatch, *flags, "--", *TRAIN_FLAGS, "--mirror", "0.5")

@@ -1,10 +1,12 @@
 """training/trainer.py: what reaches the samples, the gradients, the averages and the choice of the best model."""
 
 import json
+import math
 
 import pytest
 import torch
 
+from models.alarms import COLLAPSED
 from tests.micro_trainer import make_trainer, on_ranks
 from training import trainer as trainer_module
 from training.interruption import Interrupted
@@ -48,6 +50,21 @@ def test_gradients_are_clipped_in_their_own_scale(tmp_path, synthetic_world, cac
         norms[precision] = trainer.train_step([next(iter(trainer.train_loader))], 0).gradient_norm
         assert taken == [pytest.approx(0.01, rel=1e-3)]
     assert norms["fp32"] > 1 and norms["fp16"] == pytest.approx(norms["fp32"], rel=0.1)
+
+
+def test_a_validation_warns_of_collapse(tmp_path, synthetic_world, caches, monkeypatch, capsys):
+    trainer = make_trainer(tmp_path, synthetic_world, caches)
+    spreads = {"scene_std": COLLAPSED - 1e-4, "ground_std": COLLAPSED, "query_std": math.nan}
+    score_split = trainer_module.score_split
+
+    def measured_so(*given):
+        result, measured = score_split(*given)
+        return result, measured | spreads
+
+    monkeypatch.setattr(trainer_module, "score_split", measured_so)
+    trainer.validate()
+    warnings = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
+    assert len(warnings) == 1 and "the scene tokens are nearly the same for every scene" in warnings[0]
 
 
 def test_validation_sees_the_average_and_training_goes_on_from_its_own_weights(

@@ -30,6 +30,7 @@ from utils.command_line import documented_parser  # noqa: E402
 from utils.errors import UserError, run_cli  # noqa: E402
 from utils.files import write_json  # noqa: E402
 from utils.frame import CLASSES  # noqa: E402
+from utils.machine import source_commit  # noqa: E402
 from utils.text_table import format_score  # noqa: E402
 
 # Name of a row -> what it changes, in words, and the flags of train_map_detection.py that do it. One of them needs a
@@ -168,7 +169,7 @@ def run_rows(args: argparse.Namespace) -> list[str]:
 
 
 def hold_to_settings(folder: Path, settings: dict) -> None:
-    """Write down what a row is run with. Raises UserError when it was begun with something else."""
+    """Write down what a row is run with, and the commit. Raises UserError when it was begun with something else."""
     path = folder / "settings.json"
     if path.is_file():
         before = json.loads(path.read_text())
@@ -178,7 +179,13 @@ def hold_to_settings(folder: Path, settings: dict) -> None:
                                 "give the same, or another --output-dir")
         return
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, settings)
+    write_json(path, settings | {"commit": source_commit()})
+
+
+def commits_of(folder: Path, found: dict[str, dict[int, dict]]) -> set[str]:
+    """The commits at which the finished rows were begun; "unknown" outside a git checkout."""
+    paths = [folder / f"{row}_seed{seed}" / "settings.json" for row in found for seed in found[row]]
+    return {str(json.loads(path.read_text()).get("commit") or "unknown") for path in paths if path.is_file()}
 
 
 def collect(folder: Path) -> dict[str, dict[int, dict]]:
@@ -193,8 +200,12 @@ def collect(folder: Path) -> dict[str, dict[int, dict]]:
 
 
 def table(found: dict[str, dict[int, dict]]) -> str:
-    """Markdown: medians over the seeds, mAP with its range where there are several, and its distance to the default."""
-    head = ["change", "seeds", "mAP", "to the default", *CLASSES, "LLM's states alone", "scene tokens' mean"]
+    """Markdown: medians over the seeds, mAP with its range where there are several, and its distance to the default.
+
+    The first head reads the LLM's states of the map queries; without an LLM, queries that have seen nothing, so that it
+    says the same of every scene. The last column is of scene and ground tokens replaced by their mean.
+    """
+    head = ["change", "seeds", "mAP", "to the default", *CLASSES, "first head", "all tokens' mean"]
     lines = [head, ["---"] * len(head)]
     for row, by_seed in found.items():
         every = [score_of(diagnosis["heads"][-1], "mAP") for diagnosis in by_seed.values()]
@@ -227,6 +238,10 @@ def main() -> None:
     if not found and not failed:
         raise UserError(f"--output-dir {args.output_dir}: holds no finished row")
     print(table(found))
+    commits = commits_of(args.output_dir, found)
+    if len(commits) > 1:
+        print(f"warning: begun at the commits {', '.join(sorted(commits))}; rows compare only where these train alike",
+              file=sys.stderr)
     if failed:
         raise UserError("; ".join(failed))
 

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """What is inside a checkpoint's score on a split: every head, the scene through the LLM, queries, calibration, offsets.
 
-It runs the split twice, the second time with the same scene tokens, their mean, for every sample: what stays
-is the decoder's own look at the images. What is lost is at most what came through the LLM: no training saw such tokens.
+It runs the split twice, the second time with the same scene and ground tokens, their mean, for every sample: what stays
+is the decoder's own look at the images. At most what is lost came through the LLM: no training saw such tokens, so some
+of the loss is surprise.
 
 Examples:
   python tools/diagnose.py --checkpoint outputs/<run>/best_model.pth --dataroot D --gt-cache F.safetensors

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from evaluation.chamfer_ap import format_table
-from models.alarms import SPREADS
+from models.alarms import SPREADS, collapsed
 from models.compilation import compile_frozen
 from models.config import ModelConfig
 from models.criterion import MapCriterion
@@ -178,6 +178,9 @@ class Trainer:
         spreads = ", ".join(f"{states} {measured[name]:.3f}" for name, states in SPREADS.items())
         self.log.line(f"epoch {self.epoch} validation: mAP {result['mAP']:.3f}, {measured['seconds']:.0f} s, spread "
                       f"across scenes: {spreads} (near 0: collapsed)")
+        for states in collapsed(measured):
+            self.log.line(f"warning: the {states} are nearly the same for every scene; lower the rates, or raise "
+                          "--segmentation-weight, which keeps them apart")
         self.log.record(kind="val", epoch=self.epoch, step=self.step, **measured, result=result,
                         gt_digest=self.val_loader.dataset.cache.meta["digest"])
         return result["mAP"]
