@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The benchmark of this project's own figures: a training from scratch on 2,800 frames of synthetic towns, scored on
-# towns that it has not seen. 50 to 80 minutes on two CPU cores, a process on each; a GPU is not used.
+# towns that it has not seen. About an hour on two CPU cores, a process on each; a GPU is used only when asked for.
 # Settings come from the environment; a run that was interrupted goes on when it is started again:
 #   BENCHMARK_DIR=/tmp/b SEED=8 bash scripts/benchmark_world.sh
 # On a GPU: DEVICE=cuda bash scripts/benchmark_world.sh
