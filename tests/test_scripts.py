@@ -66,7 +66,7 @@ class Stage:
         self.dataroot.mkdir()
         self.calls_path, programs = folder / "calls", folder / "bin"
         programs.mkdir()
-        for name in ("python", "torchrun", "srun", "scontrol", "scancel"):
+        for name in ("python", "ruff", "torchrun", "srun", "scontrol", "scancel"):
             (programs / name).write_text(STAND_IN)
             (programs / name).chmod(0o755)
         # VIRTUAL_ENV: so that no environment is activated, whose python would come first
@@ -145,6 +145,21 @@ def test_shellcheck_has_no_objection():
     beside_python = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     command = [shutil.which("shellcheck", path=beside_python), "-x", "-S", "warning", *map(str, SCRIPTS)]
     subprocess.run(command, check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize(
+    ("flags", "in_processes"),
+    [((), True), (("-k", "matcher"), True), (("-m", "performance"), False), (("-m", "gpu"), False)],
+)
+def test_tests_run_in_processes_but_for_those_that_take_times_or_the_gpu(flags, in_processes, stage):
+    stage.run(ROOT / "scripts/test.sh", *flags)
+    install, tests = stage.calls("python")
+    assert install[:3] == ["-m", "pip", "install"] and install[-1] == "requirements-test.txt"
+    assert stage.calls("ruff") == [["check", "."]]
+    processes = ["--numprocesses", str(min(4, len(os.sched_getaffinity(0)))), "--dist", "loadfile"]
+    assert tests == ["-m", "pytest", *(processes if in_processes else []), *flags]
+    stage.run(ROOT / "scripts/test.sh", *flags)
+    assert len(stage.calls("python")) == 3, "installed once"
 
 
 def test_every_flag_has_its_variable(ready):
