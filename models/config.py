@@ -74,12 +74,16 @@ class DecoderConfig:
     dropout: float = 0.0
     feature_dim: int = 32  # channels of the ground features
     cell_m: float = 0.5  # size of a ground cell in metres
+    # The presets have 2 and True. Checkpoints from before there was a choice name neither and have what stands here.
+    cell_samples: int = 1  # places along either side of a cell that are looked up in the images
+    centred_stem: bool = False  # the stem's kernels are of even width, so its features lie amid the pixels they are of
     num_offsets: int = 16  # places a point looks at in each layer
     reach_m: float = 8.0  # how far away the first layer's furthest place is; each next layer half of it, at least 1 m
 
     def __post_init__(self):
         _require(self.dim % self.num_heads == 0, "decoder.num_heads", self.num_heads, f"must divide dim={self.dim}")
         _require(self.cell_m > 0, "decoder.cell_m", self.cell_m, "must be positive")
+        _require(self.cell_samples > 0, "decoder.cell_samples", self.cell_samples, "must be positive")
 
 
 @dataclass(frozen=True)
@@ -182,12 +186,13 @@ _TINY = ModelConfig(
     qformer=QFormerConfig(hidden_size=128, num_layers=2, num_heads=4, mlp_size=256, num_query_tokens=16,
                           dropout=0.0),
     random_llm=RandomLLMConfig(hidden_size=128, num_layers=2, num_heads=4, mlp_size=352, vocab_size=256),
-    decoder=DecoderConfig(dim=128, num_layers=3, num_heads=4, mlp_size=256, cell_m=0.75),
+    decoder=DecoderConfig(dim=128, num_layers=3, num_heads=4, mlp_size=256, cell_m=0.75, cell_samples=2,
+                          centred_stem=True),
 )
 
 PRESETS = {
     "tiny": _TINY,
     # The toy tower in front of a real small language model, by default SmolLM2-135M from the hub.
     "small": replace(_TINY, llm_path="HuggingFaceTB/SmolLM2-135M"),
-    "base": ModelConfig(qformer_pretrained="blip2"),
+    "base": ModelConfig(qformer_pretrained="blip2", decoder=DecoderConfig(cell_samples=2, centred_stem=True)),
 }

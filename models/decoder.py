@@ -129,9 +129,12 @@ class VectorHead(nn.Module):
         from_centre = pts_m - pts_m.mean(2, keepdim=True)  # [B, I, P, 2]
         stretch = (matrix.unflatten(-1, (2, 2)) * from_centre[..., None, :]).sum(-1)  # [B, I, P, 2]
         pts_m = pts_m + STRETCH_UNIT * stretch + MOVE_UNIT_M * (shift + self.points(x).float())
-        pts = normalize_pts(pts_m, self.pc_range)
-        # Cut to the range, but with the gradient of what was cut: a point outside can come back.
-        return logits, pts.detach().clamp(0, 1) + (pts - pts.detach())
+        return logits, cut_to_range(normalize_pts(pts_m, self.pc_range))
+
+
+def cut_to_range(pts: Tensor) -> Tensor:
+    """pts cut to [0, 1], but with the gradient of what was cut: a point outside can come back."""
+    return pts.detach().clamp(0, 1) + (pts - pts.detach())
 
 
 def initial_references(num_instances: int, num_points: int) -> Tensor:
@@ -194,7 +197,7 @@ class VectorDecoder(nn.Module):
         """
         x = self.point_input(point_states) + self.instance_input(instance_states)[:, :, None]  # [B, I, P, D]
         scene = self.scene_input(scene_states)
-        logits, pts = self.heads[0](x, self.references.clamp(0, 1).expand(len(x), -1, -1, -1))
+        logits, pts = self.heads[0](x, cut_to_range(self.references).expand(len(x), -1, -1, -1))
         outputs = [{"pred_logits": logits, "pred_pts": pts}, *self.refine(x, pts, scene, ground)]
         if noisy_pts is None:
             return outputs, []

@@ -71,7 +71,7 @@ class MapDetector(nn.Module):
             geometry = self.geometry(lidar2img, ground_z, self.token_grid, self.image_size)
             patches = patches + geometry.to(tokens.dtype)
         features = self.image_features(pixels, patches, self.token_grid)  # [B, V, F, H, W/4] and [B, V, F, h, w]
-        ground = self.ground_grid(features, lidar2img, ground_z, self.image_size)  # [B, F, Y, X]
+        ground = self.ground_grid(*features, lidar2img, ground_z, self.image_size)  # [B, F, Y, X]
         scene = []
         if self.qformer is not None:
             scene_tokens = self.qformer(torch.cat([tokens[:, :, :1], patches], dim=2))  # [B, V, N, E]
@@ -186,8 +186,9 @@ def _assemble(config: ModelConfig, llm: FrozenLLM | None, frozen_dtype: torch.dt
     token_scale = llm.token_scale if llm else llm_dim**-0.5
     vision, qformer, decoder, without = config.vision, config.qformer, config.decoder, config.without
     num_offsets = decoder.num_offsets if "decoder_sampling" not in without else 0
-    image_features = ImageFeatures(vision.hidden_size, decoder.feature_dim)
-    ground_grid = GroundGrid(image_features.channels, decoder.feature_dim, decoder.cell_m, config.pc_range)
+    image_features = ImageFeatures(vision.hidden_size, decoder.feature_dim, decoder.centred_stem)
+    ground_grid = GroundGrid(image_features.channels, decoder.feature_dim, decoder.cell_m, decoder.cell_samples,
+                             config.pc_range)
     return MapDetector(
         vision=build_vision_tower(config, frozen_dtype),
         geometry=GeometryEmbedding(vision.hidden_size, config.pc_range) if "geometry" not in without else None,

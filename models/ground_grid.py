@@ -19,31 +19,43 @@ class ImageFeatures(nn.Module):
     A token of the tower covers a patch of tens of pixels of the original image, far more than a lane marking is
     wide; the stem brings back what the patch has averaged away. It keeps all rows of the image: seen from a car, the
     ground from 20 to 30 metres ahead lies within a few of them.
+
+    centred: the kernels that halve the width are of even width, so that a feature lies in the middle of the four pixels
+    it stands for, where sample_cameras looks for it. Odd ones put it 1.5 pixels beside, and see more to average.
     """
 
-    def __init__(self, vision_dim: int, dim: int, width: int = 24):
+    def __init__(self, vision_dim: int, dim: int, centred: bool, width: int = 24):
         super().__init__()
         self.channels = width + dim  # of both together
         self.tokens = nn.Sequential(nn.LayerNorm(vision_dim), nn.Linear(vision_dim, dim))
+        first, second = ((5, 4), (3, 4)) if centred else ((5, 5), (3, 3))
         self.stem = nn.Sequential(
-            nn.Conv2d(3, width // 3, 5, stride=(1, 2), padding=2), nn.GroupNorm(4, width // 3), nn.GELU(),
-            nn.Conv2d(width // 3, width, 3, stride=(1, 2), padding=1), nn.GroupNorm(4, width), nn.GELU(),
+            nn.Conv2d(3, width // 3, first, stride=(1, 2), padding=(2, (first[1] - 1) // 2)),
+            nn.GroupNorm(4, width // 3), nn.GELU(),
+            nn.Conv2d(width // 3, width, second, stride=(1, 2), padding=1), nn.GroupNorm(4, width), nn.GELU(),
             nn.Conv2d(width, width, 3, padding=1), nn.GroupNorm(4, width), nn.GELU(),
         )
 
     def forward(self, pixels: Tensor, patches: Tensor, token_grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Normalised pixels [B, V, 3, H, W] and patch tokens [B, V, h*w, C] to the stem's features
-        [B, V, width, H, W/4], rounded up, and those of the tokens [B, V, dim, h, w]."""
+        [B, V, width, H, W/4], rounded down if centred, else up, and those of the tokens [B, V, dim, h, w]."""
         detail = self.stem(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])
         return detail, self.tokens(patches).transpose(2, 3).unflatten(3, token_grid)
 
 
 class GroundGrid(nn.Module):
-    """Image features to ground features [B, F, Y, X]; row 0 is y_min, column 0 is x_min."""
+    """Image features to ground features [B, F, Y, X]; row 0 is y_min, column 0 is x_min.
 
-    def __init__(self, channels: int, dim: int, cell_m: float, pc_range: tuple[float, ...], width: int = 48):
+    cell_samples: into how many places along either side a cell is divided, each of which is looked up in the images.
+    Near the car a cell is tens of pixels wide, and a line that passes beside the one place of an undivided cell is not
+    seen by it.
+    """
+
+    def __init__(self, channels: int, dim: int, cell_m: float, cell_samples: int, pc_range: tuple[float, ...],
+                 width: int = 48):
         super().__init__()
         self.pc_range = pc_range
+        self.cell_samples = cell_samples
         self.shape = tuple(round((pc_range[3 + axis] - pc_range[axis]) / cell_m) for axis in (1, 0))  # Y, X
         self.input = nn.Linear(channels, width)
         # Growing dilation: a cell hears of a line 16 cells away, so that a dashed one is seen as one, and a crossing
@@ -54,24 +66,31 @@ class GroundGrid(nn.Module):
         )
         self.output = nn.Conv2d(width, dim, 1)
 
-    def cell_centres(self, device: torch.device) -> Tensor:
-        """Centres of the cells in metres, row by row, [Y*X, 2]."""
-        rows, columns = self.shape
-        y = (torch.arange(rows, device=device) + 0.5) / rows
-        x = (torch.arange(columns, device=device) + 0.5) / columns
-        y, x = torch.meshgrid(y, x, indexing="ij")
-        return denormalize_pts(torch.stack([x, y], dim=-1).flatten(0, 1), self.pc_range)
+    def places(self, device: torch.device) -> Tensor:
+        """What is looked up, in metres: cell_samples^2 places a cell, evenly over it, [Y*X, cell_samples^2, 2]."""
+        n = self.cell_samples
+        y, x = ((torch.arange(cells * n, device=device).view(cells, n) + 0.5) / (cells * n) for cells in self.shape)
+        shape = (*self.shape, n, n)
+        places = torch.stack([x[None, :, None].expand(shape), y[:, None, :, None].expand(shape)], dim=-1)
+        return denormalize_pts(places.flatten(2, 3).flatten(0, 1), self.pc_range)
 
     def forward(
-        self, features: tuple[Tensor, ...], lidar2img: Tensor, ground_z: Tensor, image_size: tuple[int, int]
+        self, detail: Tensor, tokens: Tensor, lidar2img: Tensor, ground_z: Tensor, image_size: tuple[int, int]
     ) -> Tensor:
-        """features, each [B, V, F, h, w] with F, h and w of its own, F adding up to the channels; lidar2img
-        [B, V, 4, 4] to pixels of image_size (H, W); ground_z [B], the road plane in metres. Returns [B, dim, Y, X]."""
-        with torch.autocast(ground_z.device.type, enabled=False):
-            centres = self.cell_centres(ground_z.device).expand(len(ground_z), -1, -1)  # [B, Y*X, 2]
-            height = ground_z.float()[:, None, None].expand(-1, centres.shape[1], 1)
-            grid, visible = project_to_cameras(torch.cat([centres, height], dim=-1), lidar2img.float(), image_size)
-        seen = torch.cat([sample_cameras(each, grid, visible) for each in features], dim=1)  # [B, channels, Y*X]
+        """detail [B, V, F, H, W'] and the coarse tokens [B, V, G, h, w], F + G channels; lidar2img [B, V, 4, 4] to
+        pixels of image_size (H, W); ground_z [B], the road plane in metres. Returns [B, dim, Y, X]."""
+        places = self.places(ground_z.device)
+
+        def look_up(features: Tensor, where: Tensor) -> Tensor:
+            """Features [B, F, N] of places [N, 2] in metres."""
+            with torch.autocast(ground_z.device.type, enabled=False):
+                where = where.expand(len(ground_z), -1, -1)  # [B, N, 2]
+                height = ground_z.float()[:, None, None].expand(-1, where.shape[1], 1)
+                grid, visible = project_to_cameras(torch.cat([where, height], dim=-1), lidar2img.float(), image_size)
+            return sample_cameras(features, grid, visible)
+
+        detail = look_up(detail, places.flatten(0, 1)).unflatten(2, places.shape[:2]).mean(3)  # [B, F, Y*X]
+        seen = torch.cat([detail, look_up(tokens, places.mean(1))], dim=1)  # [B, F + G, Y*X]
         x = self.input(seen.transpose(1, 2)).transpose(1, 2).contiguous().unflatten(2, self.shape)
         for block in self.blocks:
             x = x + block(x)

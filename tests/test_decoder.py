@@ -98,3 +98,16 @@ def test_a_layer_refines_where_the_one_before_has_left_off_and_does_not_teach_it
     outputs[-1]["pred_pts"].sum().backward()
     moved = [decoder.references, *(head.points[-1].bias for head in decoder.heads)]
     assert [parameter.grad is None for parameter in moved] == [True, True, True, False]
+
+
+def test_a_reference_outside_the_range_starts_at_its_border_and_can_come_back():
+    decoder = small_decoder()
+    with torch.no_grad():
+        decoder.references[0, 0] = torch.tensor([1.5, -0.5])
+    inputs = [torch.randn(2, 5, 8), torch.randn(2, 5, 4, 8), torch.randn(2, 6, 8), torch.randn(2, 4, 12, 6)]
+    first = decoder(*inputs)[0][0]["pred_pts"]
+    first.sum().backward()
+    assert (decoder.references.grad[0, 0] > 0).all()
+    with torch.no_grad():
+        decoder.references[0, 0] = torch.tensor([1.0, 0.0])
+    assert torch.equal(decoder(*inputs)[0][0]["pred_pts"], first)
