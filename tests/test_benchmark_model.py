@@ -35,7 +35,7 @@ def test_parameters_at_full_size_are_those_of_the_design(monkeypatch, tmp_path, 
     assert rows["llm"]["dtype"] == rows["vision"]["dtype"] == "float16"
     assert 10e6 < rows["decoder"]["trained"] < 12e6
     assert 0.015 < result["trained"] / result["parameters"] < 0.02
-    assert "140,617,990 trained (1.82%)" in capsys.readouterr().out
+    assert "140,618,446 trained (1.82%)" in capsys.readouterr().out
 
 
 def test_live_memory_follows_storages_until_they_are_freed():
