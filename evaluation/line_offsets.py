@@ -14,7 +14,7 @@ import shapely
 from evaluation.vectors import Vectors
 from utils.frame import CLASSES
 
-STEP_M = 0.5  # metres along a drawn line between places that are judged, at most
+STEP_M = 0.5  # metres along a line between places that are judged, at most
 # Metres from the middle of the true line: lane markings are 0.1 to 0.2 m wide, so the first is the edge of the paint
 # of the widest, the second lies beside it by no more than its width.
 WITHIN_M = (0.1, 0.2)
@@ -40,7 +40,7 @@ def line_offsets(predictions: Vectors, ground_truth: Vectors) -> list[Offsets | 
     found: list[Offsets | None] = []
     true_lines = _lines(ground_truth)
     for label, line in zip(predictions.labels, _lines(predictions), strict=True):
-        places = shapely.points(shapely.get_coordinates(shapely.segmentize(line, STEP_M)))  # [n]
+        places = _places(line)
         distances = shapely.distance(places[:, None], true_lines[ground_truth.labels == label])  # [n, G]
         mean = distances.mean(axis=0)
         if mean.min(initial=np.inf) > FOUND_M:
@@ -56,8 +56,8 @@ def covered_length(drawn: Vectors, ground_truth: Vectors) -> np.ndarray:
     drawn_lines, true_lines = _lines(drawn), _lines(ground_truth)
     metres = np.zeros((len(true_lines), 2))
     for index, (label, line) in enumerate(zip(ground_truth.labels, true_lines, strict=True)):
-        places = shapely.points(shapely.get_coordinates(shapely.segmentize(line, STEP_M)))  # [n]
-        nearest = shapely.distance(places[:, None], drawn_lines[drawn.labels == label]).min(axis=1, initial=np.inf)
+        distances = shapely.distance(_places(line)[:, None], drawn_lines[drawn.labels == label])  # [n, D]
+        nearest = distances.min(axis=1, initial=np.inf)
         metres[index] = np.array([(nearest <= COVERED_M).mean(), 1.0]) * line.length
     return metres
 
@@ -87,6 +87,11 @@ def coverage_rows(drawn: Vectors, ground_truth: Vectors) -> list[list[str]]:
     for label, (covered, whole) in zip(ground_truth.labels, covered_length(drawn, ground_truth), strict=True):
         rows.append([CLASSES[label], f"{whole:.1f} m", f"{covered / whole:.0%}"])
     return rows
+
+
+def _places(line: shapely.LineString) -> np.ndarray:
+    """Points along a line, STEP_M apart or less, [n]."""
+    return shapely.points(shapely.get_coordinates(shapely.segmentize(line, STEP_M)))
 
 
 def _lines(vectors: Vectors) -> np.ndarray:

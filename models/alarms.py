@@ -3,7 +3,8 @@
 # Spread across scenes (models.detector.spread_across_batch), of a batch in training, of a split elsewhere -> of what.
 SPREADS = {"scene_std": "scene tokens", "ground_std": "ground tokens", "query_std": "map queries"}
 
-# Scene tokens that had collapsed were at 0.003 to 0.012; where preset tiny learns, no epoch was below 0.06.
+# Scene tokens that had collapsed were at 0.012 and below; in validations of tiny that TRAINING_SUMMARY.md has of
+# networks that learn, at 0.06 and above.
 COLLAPSED = 0.02
 
 
