@@ -57,7 +57,6 @@ def qformer_hf_config(qformer: QFormerConfig, vision_dim: int) -> Blip2QFormerCo
         attention_probs_dropout_prob=qformer.dropout,
         # For a random start: at BLIP-2's 0.02 a narrow Q-Former passes a fiftieth of what it sees into its tokens.
         initializer_range=qformer.hidden_size**-0.5,
-        attn_implementation="sdpa",
     )
 
 

@@ -16,7 +16,8 @@ GPU = "cuda:0"
 class CudaAutocast(contextlib.ContextDecorator):
     """torch.autocast, which turns itself off for "cuda" where there is no GPU; this one does not."""
 
-    def __init__(self, device_type: str, dtype: torch.dtype | None = None, enabled: bool = True):
+    def __init__(self, device_type: str, dtype: torch.dtype | None = None, enabled: bool = True,
+                 cache_enabled: bool | None = None):
         assert device_type == "cuda"
         self.dtype, self.enabled = dtype, enabled
 

@@ -35,8 +35,9 @@ def write_gguf(path, model, drop=None, extra=None):
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("gpt2")
-    writer.add_token_list([*"<>abcdefghijklmnopqrstuvwxyz", "ma"])
-    writer.add_token_merges(["m a"])
+    writer.add_token_list([*"<>abcdefghijklmnopqrstuvwxyz", "ma", "map"])
+    writer.add_token_merges(["m a", "ma p"])
+    writer.add_bos_token_id(0)
     writer.add_eos_token_id(0)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     for name, tensor in {**model.state_dict(), **(extra or {})}.items():

@@ -14,8 +14,8 @@ REQUIREMENTS = Path(__file__).resolve().parents[1] / "requirements.txt"
 PYTHONS = ((3, 11), (3, 12))  # as in scripts/setup.sh
 # What training from caches does without.
 NEEDED_FOR = {
-    "nuscenes-devkit": "ground-truth caches",
-    "shapely": "ground-truth caches",
+    "nuscenes-devkit": "ground-truth caches, synthetic worlds and predictions without a cache",
+    "shapely": "ground-truth caches, synthetic worlds, diagnoses and pictures",
     "opencv-python-headless": "ground-truth caches and synthetic worlds",
 }
 
@@ -33,7 +33,7 @@ def check_python() -> str:
 def check_packages() -> str:
     """What is installed. Raises UserError when training lacks a package or has one that is too old.
 
-    Raises Caution when only what makes caches is missing or too old, or a package is newer than was tried.
+    Raises Caution when only what training does without is missing or too old, or a package is newer than was tried.
     """
     failures, cautions, found = [], [], []
     for name, specifier in required_packages():
@@ -42,7 +42,7 @@ def check_packages() -> str:
         if not problem:
             found.append(f"{name} {installed}")
         elif name in NEEDED_FOR:
-            cautions.append((f"{name} {problem} (needed to make {NEEDED_FOR[name]} only)", name + specifier))
+            cautions.append((f"{name} {problem} (needed for {NEEDED_FOR[name]} only)", name + specifier))
         elif problem.startswith("is newer"):
             cautions.append((f"{name} {problem}", name + specifier))
         else:
