@@ -146,6 +146,20 @@ def describe(trainer: Trainer, loaders: list[DataLoader], differences: list[str]
     return lines + [f"changed since the checkpoint: {text}" for text in differences]
 
 
+def resumed_checkpoint(args: argparse.Namespace, folder: Path, ranks: Ranks) -> tuple[Path | None, dict | None]:
+    """On all ranks: the checkpoint to go on from and its content; None for both where the run begins."""
+    found: list[tuple[Path, dict] | None] = [None]  # of the main rank, which reads it to find it
+
+    def find() -> Path | None:
+        found[0] = find_checkpoint(args.resume, folder) if args.resume else None
+        return found[0] and found[0][0]
+
+    path = ranks.from_main(find)
+    if path is None or found[0]:
+        return found[0] or (None, None)
+    return path, load_checkpoint(path)
+
+
 def prepare(
     args: argparse.Namespace, ranks: Ranks, watch: SignalWatch, held: contextlib.ExitStack
 ) -> tuple[Trainer, list[str]]:
@@ -157,8 +171,7 @@ def prepare(
     loaders = [build_loader(args, config, cache, cache is caches[0], ranks) for cache in caches]
     ranks.from_main(lambda: check_warmup(args, loaders[0].batch_sampler.steps_per_epoch))
     folder = ranks.from_main(lambda: open_folder(args, held))
-    path = ranks.from_main(lambda: find_checkpoint(args.resume, folder)) if args.resume else None
-    checkpoint = load_checkpoint(path) if path else None
+    path, checkpoint = resumed_checkpoint(args, folder, ranks)
     digests = {f"{split}_digest": cache.meta["digest"] for split, cache in zip(("train", "val"), caches, strict=True)}
     global_batch = loaders[0].batch_sampler.global_batch
     differences = ranks.from_main(
@@ -182,13 +195,17 @@ def prepare(
 def main() -> None:
     args = parse_args(__doc__)
     ranks = join_ranks(args.rank_timeout, on_gpus=args.device != "cpu" and torch.cuda.is_available())
-    with SignalWatch() as watch, contextlib.ExitStack() as held:
-        held.callback(end_workers)
+    watch = SignalWatch()  # until the first step there is nothing to save, and a signal ends the program at once
+    with contextlib.ExitStack() as held:
         with collected_messages("models", "utils") as messages:
             trainer, lines = prepare(args, ranks, watch, held)
         for line in messages + lines:
             trainer.log.line(line)
-        trainer.run()
+        with watch:
+            try:
+                trainer.run()
+            finally:
+                end_workers()
     leave_ranks(ranks)
 
 

@@ -4,7 +4,8 @@
     FAULTS=SIGKILL:1:3 torchrun --nproc-per-node 2 tests/micro_training.py --preset tiny --dataroot D
 
 FAULTS=WHAT:RANK:PLACE,... happen to that rank in the middle of that optimizer step, counted from 0 over the whole run,
-or of the PLACE `validation`; once, also when torchrun starts the ranks again.
+or of the PLACE `validation`, or at the PLACE `start`, before the network is built; once, also when torchrun starts the
+ranks again.
 MICRO_DROPOUT is the decoder's (default 0.1), and CLOCK_JUMPS=1 moves the date up to a year at every look at the clock.
 """
 
@@ -124,6 +125,12 @@ def faulty_predict(model: nn.Module, *others):
     return _predict(model, *others)
 
 
+def faulty_trainer(*arguments) -> training.trainer.Trainer:
+    for fault in faults_at("start"):
+        fault(None)
+    return training.trainer.Trainer(*arguments)
+
+
 _predict = training.validation.predict
 _time = time.time
 
@@ -143,6 +150,7 @@ def main() -> None:
     dropout = float(os.environ.get("MICRO_DROPOUT", "0.1"))
     config = micro_config(decoder=replace(micro_config().decoder, dropout=dropout))
     models.flags.PRESETS = {"tiny": config}
+    train_map_detection.Trainer = faulty_trainer
     training.trainer.TrainStep = FaultyStep
     training.validation.predict = faulty_predict
     if os.environ.get("CLOCK_JUMPS"):

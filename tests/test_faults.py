@@ -88,6 +88,29 @@ def test_a_signal_during_validation(whole, synthetic_world, tmp_path):
     goes_on_to(whole, synthetic_world, folder)
 
 
+@pytest.mark.parametrize("fault, code", [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_signal_before_the_first_step_ends_the_run_at_once(fault, code, whole, synthetic_world, tmp_path):
+    folder = tmp_path / "run"
+    codes, said = train(synthetic_world, folder, *STEPS, FAULTS=f"{fault}:0:start")
+    assert (codes, said) == ([code], "interrupted\n")
+    goes_on_to(whole, synthetic_world, folder)
+
+
+def test_a_finished_run_without_its_checkpoints_does_not_begin_anew(copy, whole, synthetic_world):
+    shutil.copy(whole / "final_model.pth", copy)
+    for path in checkpoints_in(copy):
+        path.unlink()
+    (copy / "run.lock").unlink()
+    before = snapshot(copy)
+    codes, said = train(synthetic_world, copy, *STEPS, "--resume", "auto")
+    assert codes == [2]
+    one_error_line(said, "holds final_model.pth but no checkpoint_epoch_*.pth", f"--resume {copy / 'final_model.pth'}")
+    assert {name: file for name, file in snapshot(copy).items() if name != "run.lock"} == before
+    codes, said = train(synthetic_world, copy, *STEPS, "--resume", str(copy / "final_model.pth"))
+    assert codes == [0] and "after step 8" in said, said
+    assert_same_result(copy, whole)
+
+
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_an_unreadable_image_in_the_second_epoch(workers, whole, synthetic_world, caches, tmp_path):
     world, folder = tmp_path / "world", tmp_path / "run"

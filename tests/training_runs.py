@@ -166,8 +166,8 @@ def _train(flags: list[str], environment: dict[str, str], output: Path) -> None:
     file = os.open(output, os.O_WRONLY | os.O_CREAT)
     os.dup2(file, 1)
     os.dup2(file, 2)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a Python of its own
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     sys.argv = ["train_map_detection.py", *flags]
     os.chdir(ROOT)
     torch.set_num_threads(1)

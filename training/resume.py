@@ -20,16 +20,20 @@ _FREE_MODEL_SETTINGS = frozenset({"llm_path", "qformer_pretrained", "llm_attenti
 _SILENT_FLAGS = frozenset({"resume", "allow_changed", "reshuffle", "output_dir", "fp16", "confirm_unfreeze_llm"})
 
 
-def find_checkpoint(resume: str, folder: Path) -> Path | None:
-    """The checkpoint that --resume asks for; None when it is `auto` and the folder holds none.
+def find_checkpoint(resume: str, folder: Path) -> tuple[Path, dict] | None:
+    """The checkpoint that --resume asks for and its content; None when it is `auto` and the folder holds none.
 
-    Raises UserError when it is not there, and when `auto` finds checkpoints of which none can be used.
+    Raises UserError when it is not there, when `auto` finds checkpoints of which none can be used, and when it finds
+    none but the run has ended there: to begin anew would replace its results.
     """
     if resume != "auto":
-        load_checkpoint(resume)
-        return Path(resume)
+        return Path(resume), load_checkpoint(resume)
     found = newest_good(folder)
-    return found[0] if found else None
+    final = folder / "final_model.pth"
+    if not found and final.exists():
+        raise UserError(f"{folder}: holds final_model.pth but no checkpoint_epoch_*.pth; go on from it with "
+                        f"--resume {final}, or choose another --output-dir to begin anew")
+    return found
 
 
 def check_resumed_settings(
