@@ -47,6 +47,7 @@ if [ "$NNODES" = 1 ]; then
     export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 else
     LAUNCH+=(--nnodes "$NNODES" --node-rank "$NODE_RANK" --master-addr "$MASTER_ADDR" --master-port "$MASTER_PORT")
+    LAUNCH+=(--rdzv-conf timeout=7200)  # seconds: machine 0 may be making caches before it comes
 fi
 
 # torchrun would end the run at a hang-up even where nohup had it ignored; versions without this setting still do.
