@@ -62,3 +62,18 @@ def test_bad_settings_are_one_line(tmp_path):
     assert code == 2 and "no such folder" in error and len(error.splitlines()) == 1
     code, _, error = benchmark("gt", "--dataroot", tmp_path, "--samples", 0)
     assert code == 2 and "expected 1 or more" in error
+
+
+def test_stages_without_maps_do_without_their_packages(tmp_path):
+    hide = "import runpy, sys; sys.modules.update(dict.fromkeys(['shapely', 'nuscenes', 'cv2'])); del sys.argv[0]; "
+    command = [sys.executable, "-c", hide + "runpy.run_path(sys.argv[0], run_name='__main__')", "tools/benchmark.py"]
+
+    def run(*arguments: str) -> subprocess.CompletedProcess:
+        return subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True)
+
+    done = run("params", "--preset", "tiny", "--json", str(tmp_path / "params.json"))
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "params.json").read_text())["stage"] == "params"
+    done = run("gt", "--dataroot", str(tmp_path))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: gt: needs shapely, which is not installed; pip install -r requirements.txt\n"

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from utils.run_log import RunLog, collected_messages, drop_later_records
+from utils.run_log import RunLog, collected_messages, drop_later_records, progress_bar
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_records_are_whole_lines_and_what_is_not_finite_is_null(tmp_path):
     log = RunLog(tmp_path)
-    log.record(kind="train", step=1, loss=float("nan"), lr={"decoder": float("inf")})
+    log.record(kind="train", step=1, loss=float("nan"), lr={"decoder": float("inf")}, sizes=[1.0, float("nan")])
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {
-        "kind": "train", "step": 1, "loss": None, "lr": {"decoder": None}}
+        "kind": "train", "step": 1, "loss": None, "lr": {"decoder": None}, "sizes": [1.0, None]}
     assert log.num_records == 1
     assert RunLog(None).record(kind="train") is None
 
@@ -49,3 +49,14 @@ def test_messages_of_the_named_loggers_are_collected_and_only_in_the_block():
         logging.getLogger("data").warning("not asked for")
     logging.getLogger("models").info("later")
     assert messages == ["loaded", "a.pth passed over"]
+
+
+@pytest.mark.parametrize("on_terminal, rank, shown", [(True, None, True), (True, "0", True), (True, "1", False),
+                                                      (False, None, False)])
+def test_one_rank_alone_draws_a_bar(on_terminal, rank, shown, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: on_terminal, raising=False)
+    monkeypatch.delenv("RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    with progress_bar(3, "train") as bar:
+        assert bar.disable == (not shown)

@@ -19,41 +19,46 @@ Examples:
 
 import argparse
 import sys
+from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tools.benchmarks import (  # noqa: E402
-    attention,
-    checkpoint,
-    cost,
-    criterion,
-    evaluation,
-    gt,
-    loader,
-    memory,
-    optimisations,
-    params,
-    scaling,
-    startup,
-    step,
-)
 from tools.benchmarks.common import write_result  # noqa: E402
 from utils.command_line import documented_parser  # noqa: E402
-from utils.errors import run_cli  # noqa: E402
+from utils.errors import UserError, run_cli  # noqa: E402
 from utils.files import require_writable  # noqa: E402
 
+# Name of a stage -> its module in tools/benchmarks.
 STAGES = {
-    "gt": gt, "eval": evaluation, "params": params, "memory": memory, "step": step, "checkpoint": checkpoint,
-    "loader": loader, "criterion": criterion, "startup": startup, "scaling": scaling, "cost": cost,
-    "attention": attention, "optimisations": optimisations,
+    "gt": "gt", "eval": "evaluation", "params": "params", "memory": "memory", "step": "step",
+    "checkpoint": "checkpoint", "loader": "loader", "criterion": "criterion", "startup": "startup",
+    "scaling": "scaling", "cost": "cost", "attention": "attention", "optimisations": "optimisations",
 }  # fmt: skip
+# Packages that training does without, as some stages do: a machine for training alone may not have them.
+OPTIONAL = {"shapely": "shapely", "nuscenes": "nuscenes-devkit", "cv2": "opencv-python-headless"}
 
 
-def parse_args() -> argparse.Namespace:
+def load_stages() -> tuple[dict[str, ModuleType], dict[str, str]]:
+    """Stage -> its module, and of those that cannot be loaded here -> the package that is missing."""
+    modules, missing = {}, {}
+    for stage, name in STAGES.items():
+        try:
+            modules[stage] = import_module(f"tools.benchmarks.{name}")
+        except ModuleNotFoundError as error:
+            package = OPTIONAL.get((error.name or "").partition(".")[0])
+            if package is None:
+                raise
+            missing[stage] = package
+    return modules, missing
+
+
+def parse_args(modules: Mapping[str, ModuleType]) -> argparse.Namespace:
     parser = documented_parser(__doc__)
     stages = parser.add_subparsers(dest="stage", required=True)
-    for name, module in STAGES.items():
+    for name, module in modules.items():
         stage = stages.add_parser(name, help=module.__doc__.splitlines()[0], description=module.__doc__)
         module.add_arguments(stage)
         stage.add_argument("--json", help="write settings, machine and figures here too")
@@ -61,9 +66,13 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    args = parse_args()
+    modules, missing = load_stages()
+    if len(sys.argv) > 1 and sys.argv[1] in missing:
+        package = missing[sys.argv[1]]
+        raise UserError(f"{sys.argv[1]}: needs {package}, which is not installed; pip install -r requirements.txt")
+    args = parse_args(modules)
     require_writable(args.json)
-    result = STAGES[args.stage].run(args)
+    result = modules[args.stage].run(args)
     settings = {key: value for key, value in vars(args).items() if key not in ("stage", "json")}
     write_result(args.json, args.stage, settings, result)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,6 +23,15 @@ def write_json(path: str | Path, content: object) -> None:
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     with replacing(path) as file:
         file.write(text.encode())
+
+
+def without_nan(value: object) -> object:
+    """The same with None, JSON's null, for floats that are not finite, also within dicts and lists."""
+    if isinstance(value, dict):
+        return {key: without_nan(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def require_writable(*paths: str | Path | None, inputs: Iterable[str | Path | None] = ()) -> None:

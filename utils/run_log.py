@@ -4,7 +4,6 @@ import contextlib
 import errno
 import json
 import logging
-import math
 import os
 import sys
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from utils.errors import UserError
-from utils.files import replacing
+from utils.files import replacing, without_nan
 
 
 def drop_later_records(folder: Path, num_records: int) -> int:
@@ -61,7 +60,7 @@ class RunLog:
         """Append one JSON object; what is not finite becomes null. For TensorBoard it needs a kind and a step."""
         if not self.folder:
             return
-        self.num_records += self._append(self.metrics_path, json.dumps(_without_nan(values)))
+        self.num_records += self._append(self.metrics_path, json.dumps(without_nan(values)))
         if not self._board:
             return
         try:
@@ -91,12 +90,6 @@ class RunLog:
     def _warn(self, text: str) -> None:
         with contextlib.suppress(OSError):
             print(f"warning: {text}", file=sys.stderr)
-
-
-def _without_nan(value: object) -> object:
-    if isinstance(value, dict):
-        return {key: _without_nan(each) for key, each in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _scalars(values: dict, prefix: str = "") -> Iterator[tuple[str, float]]:
@@ -137,6 +130,6 @@ def collected_messages(*names: str) -> Iterator[list[str]]:
 
 
 def progress_bar(total: int, description: str, done: int = 0) -> tqdm:
-    """A bar on a terminal, silence elsewhere (the log lines say enough there)."""
-    return tqdm(total=total, initial=done, desc=description, disable=not sys.stderr.isatty(), leave=False,
-                dynamic_ncols=True)
+    """A bar on a terminal, of the first rank alone; silence elsewhere (the log lines say enough there)."""
+    shown = sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"  # torchrun's ranks share its terminal
+    return tqdm(total=total, initial=done, desc=description, disable=not shown, leave=False, dynamic_ncols=True)

@@ -1,6 +1,5 @@
 """What every benchmark shares: timing, memory, and the written result."""
 
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from types import ModuleType
 import numpy as np
 
 from data.records import SampleRecord
-from utils.files import replacing
+from utils.files import without_nan, write_json
 from utils.machine import machine
 
 SAMPLES = {"mini_train": 323, "train": 28_130}  # key frames of nuScenes' splits
@@ -111,8 +110,6 @@ def private_memory_mb() -> float:
 
 
 def write_result(path: str | None, stage: str, settings: dict, result: dict) -> None:
-    """Write {"stage", "settings", "machine", "result"} as JSON when a path is given."""
+    """Write {"stage", "settings", "machine", "result"} as JSON when a path is given; what has no value is null."""
     if path:
-        content = {"stage": stage, "settings": settings, "machine": machine(), "result": result}
-        with replacing(path) as file:
-            file.write(json.dumps(content, indent=1).encode())
+        write_json(path, without_nan({"stage": stage, "settings": settings, "machine": machine(), "result": result}))

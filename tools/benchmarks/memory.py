@@ -144,13 +144,19 @@ def pack_linears(model: nn.Module, bits: float) -> None:
 
 
 def measured_peak(config: ModelConfig, batch_size: int, args: argparse.Namespace) -> dict[str, float | bool | None]:
-    """On a CUDA device whether the step fits and its real peak in gigabytes; None for both where there is none."""
+    """On a CUDA device whether the step fits and its real peak in gigabytes; None for both where it cannot be run.
+
+    That is without a device, and without the package that a quantization takes.
+    """
     if not torch.cuda.is_available():
         return {"fits": None, "measured_gb": None}
     batch = made_up_batch(config, batch_size)
     try:
         found = measure_step(config, batch, PRECISIONS[args.precision], steps=2, warmup=1)
         return {"fits": True, "measured_gb": found["peak_gb"]}
+    except UserError as error:
+        print(f"warning: estimated only: {error}", file=sys.stderr)
+        return {"fits": None, "measured_gb": None}
     except torch.OutOfMemoryError:
         pass  # the traceback, which holds the step's tensors, ends here
     gc.collect()
