@@ -74,5 +74,5 @@ def heads_without_scene(
 
 def vectors_by_token(batch: dict, head: dict[str, Tensor], pc_range: tuple[float, ...]) -> dict[str, Vectors]:
     """What one head says of each sample of a batch."""
-    vectors = outputs_to_vectors(head["pred_logits"], head["pred_pts"], pc_range)
-    return dict(zip(batch["sample_tokens"], vectors, strict=True))
+    tokens = batch["sample_tokens"]
+    return dict(zip(tokens, outputs_to_vectors(head["pred_logits"], head["pred_pts"], pc_range, tokens), strict=True))

@@ -172,8 +172,9 @@ def predict(
     try:
         with watched_spreads(model) as running, progress_bar(len(loader), description) as bar:
             for batch, outputs in outputs_by_batch(model, loader, device, autocast_dtype):
-                vectors = outputs_to_vectors(outputs["pred_logits"], outputs["pred_pts"], pc_range)
-                predictions.update(zip(batch["sample_tokens"], vectors, strict=True))
+                tokens = batch["sample_tokens"]
+                vectors = outputs_to_vectors(outputs["pred_logits"], outputs["pred_pts"], pc_range, tokens)
+                predictions.update(zip(tokens, vectors, strict=True))
                 bar.update()
     finally:
         model.train(was_training)

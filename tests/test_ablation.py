@@ -1,7 +1,10 @@
 import json
 import os
 import shlex
+import signal
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -129,3 +132,20 @@ def test_a_row_is_scored_on_the_ground_truth_it_is_trained_for(tmp_path, monkeyp
     args.train_flags += ["--llm-path", "none", "--without", "causal_prefix"]
     with pytest.raises(UserError, match="^row no-qformer: model settings: llm_path=none"):
         ablation.plan_row(args, "no-qformer")
+
+
+def test_what_threads_run_ends_when_all_is_to_end():
+    commands = ablation.Commands()
+    with ThreadPoolExecutor(1) as pool, open(os.devnull, "wb") as log:
+        sleeping = pool.submit(commands.run, ["sleep", "60"], log)
+        while not commands._running:
+            time.sleep(0.01)
+        commands.end()
+        assert sleeping.result(timeout=30) == -signal.SIGTERM
+        assert commands.run(["sleep", "60"], log) == -signal.SIGTERM, "none begins any more"
+
+
+def test_a_folder_that_cannot_be_made_is_said_before_anything_is_run(synthetic_world, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file/settings\.json: cannot be written, .* is not a writable folder"):
+        call(monkeypatch, "--dataroot", synthetic_world, "--output-dir", tmp_path / "file", "--", *TRAIN_FLAGS)

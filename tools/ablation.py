@@ -15,12 +15,15 @@ import argparse
 import json
 import math
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -28,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 from data.gt_cache import GTCache, default_cache_path, generate_command  # noqa: E402
 from utils.command_line import documented_parser  # noqa: E402
 from utils.errors import UserError, run_cli  # noqa: E402
-from utils.files import write_json  # noqa: E402
+from utils.files import require_writable, write_json  # noqa: E402
 from utils.frame import CLASSES  # noqa: E402
 from utils.machine import source_commit  # noqa: E402
 from utils.text_table import format_score  # noqa: E402
@@ -85,6 +88,7 @@ def parse_args() -> argparse.Namespace:
     if own:
         raise UserError(f"-- {own[0]}: is decided here for every row; give --dataroot, --val-dataroot, --version, "
                         "--output-dir and --seeds in front of the --")
+    require_writable(None if args.table else args.output_dir / "settings.json")
     if not args.table:  # the trainings start from the repository, not from here
         args.dataroot, args.val_dataroot = args.dataroot.resolve(), (args.val_dataroot or args.dataroot).resolve()
         if args.pretrained_llm and Path(args.pretrained_llm).exists():
@@ -127,7 +131,34 @@ def plan_row(args: argparse.Namespace, name: str) -> Row:
     return Row(name, flags, caches[0], caches[-1])
 
 
-def run_row(args: argparse.Namespace, row: Row, seed: int) -> str:
+class Commands:
+    """The commands that threads of this program run, which can all be asked to end."""
+
+    def __init__(self) -> None:
+        self._lock, self._running, self._ended = threading.Lock(), set(), False
+
+    def run(self, command: list[str], log: IO) -> int:
+        """From the repository, output and errors to the log; its exit code, and SIGTERM's once all are to end."""
+        with self._lock:
+            if self._ended:
+                return -signal.SIGTERM
+            process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+            self._running.add(process)
+        try:
+            return process.wait()
+        finally:
+            with self._lock:
+                self._running.discard(process)
+
+    def end(self) -> None:
+        """SIGTERM to those that run, at which a training saves; no other begins."""
+        with self._lock:
+            self._ended = True
+            for process in self._running:
+                process.terminate()
+
+
+def run_row(args: argparse.Namespace, row: Row, seed: int, commands: Commands) -> str:
     """Train and diagnose one row with one seed, unless that is done; returns a line that says how it ended.
 
     Raises UserError where it did not end well, or was begun with other settings.
@@ -143,28 +174,30 @@ def run_row(args: argparse.Namespace, row: Row, seed: int) -> str:
                 "--dataroot", args.val_dataroot, "--gt-cache", row.val_cache, "--json", found]  # fmt: skip
         with (folder / "output.log").open("a") as log:
             for command in (train, look):
-                done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, stdout=log, stderr=log)
-                if done.returncode:
-                    raise UserError(f"{row.name}, seed {seed}: ended with {done.returncode}, see "
-                                    f"{folder / 'output.log'}")
+                code = commands.run([sys.executable, *map(str, command)], log)
+                if code:
+                    raise UserError(f"{row.name}, seed {seed}: ended with {code}, see {folder / 'output.log'}")
     return f"{row.name}, seed {seed}: mAP {format_score(score_of(json.loads(found.read_text())['result'], 'mAP'))}"
 
 
 def run_rows(args: argparse.Namespace) -> list[str]:
     """All rows with all seeds, each ending in a printed line; returns those of the rows that did not end well."""
     rows = [plan_row(args, name) for name in args.rows]  # all of them before the first training
-    failed = []
+    failed, commands = [], Commands()
 
     def line_of(job: tuple[Row, int]) -> str:
         try:
-            return run_row(args, *job)
+            return run_row(args, *job, commands)
         except UserError as error:
             failed.append(str(error))
             return str(error)
 
     with ThreadPoolExecutor(args.jobs) as pool:
-        for line in pool.map(line_of, [(row, seed) for seed in args.seeds for row in rows]):
-            print(line, flush=True)
+        try:
+            for line in pool.map(line_of, [(row, seed) for seed in args.seeds for row in rows]):
+                print(line, flush=True)
+        finally:  # when this program is asked to end in between: the pool waits for its threads
+            commands.end()
     return failed
 
 

@@ -78,7 +78,11 @@ def main() -> None:
     output = Path(args.output) if args.output else default
     pc_range = PC_RANGES[args.pc_range]
     require_dataroot(dataroot, args.version)
-    require_writable(output, args.export_json)
+    try:
+        require_writable(output, args.export_json)
+    except UserError as error:  # most often a dataset that several people share
+        raise UserError(f"{error} with --output, and name it to the training scripts by GT_CACHE_TRAIN or "
+                        "GT_CACHE_VAL") from error
     if not args.overwrite:
         for path in (output, args.export_json):
             refuse_existing(path, split, args.version, pc_range, args.gt_style)

@@ -13,7 +13,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.synthetic.plan import SAMPLE_INTERVAL, SCENE_SPACING, WorldSettings  # noqa: E402
-from data.synthetic.test_set import write_test_tables  # noqa: E402
 from data.synthetic.world import check_target, write_world  # noqa: E402
 from utils.command_line import documented_parser  # noqa: E402
 from utils.errors import UserError, run_cli  # noqa: E402
@@ -99,9 +98,7 @@ def main() -> None:
     settings = WorldSettings(
         args.version, train, val, args.samples_per_scene, args.seed, image_size, args.sample_interval
     )
-    write_world(out, settings, args.num_workers, args.overwrite)
-    if args.with_test_set:
-        write_test_tables(out / args.version, out / "v1.0-test")
+    write_world(out, settings, args.num_workers, args.overwrite, args.with_test_set)
     samples = (len(train) + len(val)) * args.samples_per_scene
     print(f"{out}: {len(train)} train and {len(val)} val scenes, {samples} samples, version {args.version}")
 

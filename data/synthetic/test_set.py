@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+TEST_VERSION = "v1.0-test"
 _FIRST_SCENE = 9000  # a number of no scene in any split
 
 

@@ -21,6 +21,7 @@ from data.synthetic.plan import LOCATIONS, ScenePlan, WorldPlan, WorldSettings, 
 from data.synthetic.rig import CAMERA_MOUNTS, LIDAR
 from data.synthetic.scene_files import draw_scene
 from data.synthetic.tables import BASEMAP_HASHES, make_tables
+from data.synthetic.test_set import TEST_VERSION, write_test_tables
 from utils.errors import UserError, naming_killed_workers
 
 MARKER = "synthetic_world.json"  # tells a made world from a real dataset
@@ -29,8 +30,10 @@ BASEMAP_RESOLUTION = 0.1  # metres per pixel, fixed by nuScenes
 PREVIEW_SHARE = 8  # maps/basemap/*.png is this many times smaller
 
 
-def write_world(out: Path, settings: WorldSettings, num_workers: int = 1, overwrite: bool = False) -> None:
-    """Make the world and move it to `out`; nothing is left behind if it fails.
+def write_world(
+    out: Path, settings: WorldSettings, num_workers: int = 1, overwrite: bool = False, test_set: bool = False
+) -> None:
+    """Make the world, with a version v1.0-test if asked for, and move it to `out`; nothing is left if it fails.
 
     Raises:
         UserError: `out` is in use, or cannot be replaced.
@@ -43,6 +46,8 @@ def write_world(out: Path, settings: WorldSettings, num_workers: int = 1, overwr
         raise UserError(f"{out}: {error.strerror}, a place to write is expected; name another --out") from error
     try:
         _write_all(work, settings, num_workers)
+        if test_set:
+            write_test_tables(work / settings.version, work / TEST_VERSION)
         os.chmod(work, 0o755)
         _move_into_place(work, out)
     except OSError as error:
