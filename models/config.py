@@ -60,7 +60,7 @@ class RandomLLMConfig:
     num_heads: int = 32
     mlp_size: int = 11008
     vocab_size: int = 32000
-    seed: int = 0  # the frozen random weights are a function of this alone
+    seed: int = 0  # of the frozen random weights
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,8 @@ class ModelConfig:
         for side in self.image_size:
             _require(side > 0 and side % self.vision.patch_size == 0, "image_size", self.image_size,
                      f"both sides must be multiples of the patch size {self.vision.patch_size}")
+        _require(self.image_size[1] % 4 == 0 or not self.decoder.centred_stem, "image_size", self.image_size,
+                 "the width must be a multiple of 4 too, of which the stem makes one column each")
         _require(0.0 <= self.crop_top < 1.0, "crop_top", self.crop_top, "must be in [0, 1)")
         _require(self.num_instances > 0, "num_instances", self.num_instances, "must be positive")
         _require(self.num_points >= 4, "num_points", self.num_points, "must be at least 4, a ring needs 3 + 1")

@@ -68,7 +68,7 @@ class MapCriterion(nn.Module):
         Losses of instances are divided by num_instances (at least 1), segmentations by num_samples; None: those of the
         batch. Where the batch is one part of a larger one, spread over processes or accumulated, they are those of the
         whole, and the losses of the parts add up to the whole's. A batch without any ground truth gives finite losses
-        that still depend on every output. Raises FloatingPointError when a prediction is not finite.
+        that still depend on every output. Raises FloatingPointError as the matcher does.
         """
         if num_instances is None:
             num_instances = sum(len(target["labels"]) for target in batch["targets"])

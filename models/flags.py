@@ -16,7 +16,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--preset", default="base", choices=PRESETS, help="sizes: models/config.py")
     model.add_argument("--pc-range", default="60x30", choices=PC_RANGES, help="length x width of the map in metres")
     model.add_argument("--image-size", type=int, nargs=2, metavar=("H", "W"),
-                       help="of the network's input, multiples of the patch size, 14 in BLIP-2 (default: the preset's)")
+                       help="of the network's input, multiples of the patch size, 14 in BLIP-2; the width of 4 too "
+                       "(default: the preset's)")
     model.add_argument("--qformer-pretrained", help="start of vision tower and Q-Former: blip2 (the hub's "
                        "Salesforce/blip2-opt-2.7b), a folder, file or hub id of a BLIP-2 checkpoint, or none "
                        "(default: what the preset says)")

@@ -38,7 +38,7 @@ class ImageFeatures(nn.Module):
 
     def forward(self, pixels: Tensor, patches: Tensor, token_grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Normalised pixels [B, V, 3, H, W] and patch tokens [B, V, h*w, C] to the stem's features
-        [B, V, width, H, W/4], rounded down if centred, else up, and those of the tokens [B, V, dim, h, w]."""
+        [B, V, width, H, W/4], rounded up if not centred, and those of the tokens [B, V, dim, h, w]."""
         detail = self.stem(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])
         return detail, self.tokens(patches).transpose(2, 3).unflatten(3, token_grid)
 

@@ -131,7 +131,7 @@ class HungarianMatcher:
     def __call__(self, pred_logits: Tensor, pred_pts: Tensor, targets: PaddedTargets) -> Matches:
         """pred_logits [L, B, I, C] and pred_pts [L, B, I, P, 2] in [0, 1] against the padded targets.
 
-        Raises FloatingPointError when a prediction is not finite.
+        Raises FloatingPointError when a prediction that is held against ground truth is not finite.
         """
         device = pred_logits.device
         heads, batch, instances = pred_logits.shape[:3]

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from utils.frame import constant_like
+
 MIN_DEPTH_M = 0.5  # what is closer to a camera, or behind it, is not seen by it
 
 
@@ -20,7 +22,7 @@ def project_to_cameras(pts_3d: Tensor, lidar2img: Tensor, image_size: tuple[int,
     camera = torch.einsum("bvij,bnj->bvni", rotation, pts_3d) + shift[:, :, None]  # [B, V, N, 3]
     depth = camera[..., 2]
     pixels = camera[..., :2] / depth.clamp(min=MIN_DEPTH_M)[..., None]
-    size = pixels.new_tensor([width, height])
+    size = constant_like(pixels, [width, height])
     grid = (2 * pixels + 1) / size - 1
     visible = (depth > MIN_DEPTH_M) & (grid.abs() < 1).all(-1)
     return grid, visible

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -158,3 +160,8 @@ def test_every_kind_of_token_has_its_alarm():
     for part, name in (("qformer", "scene_std"), ("ground_tokens", "ground_std")):
         found = run(micro_config(without=(part,)), batch, train=False)
         assert [other for other in SPREADS if found[other].isnan()] == [name]
+
+
+def test_a_width_that_the_stem_would_cut_off_is_refused():
+    with pytest.raises(ValueError, match=r"image_size=\(252, 350\): the width must be a multiple of 4 too"):
+        replace(PRESETS["base"], image_size=(252, 350))

@@ -31,4 +31,6 @@ def default_device(kind: str = "auto") -> torch.device:
         raise UserError(f"LOCAL_RANK {index}: there are {count} GPUs here; start as many processes as there are GPUs")
     device = torch.device("cuda", index)
     torch.cuda.set_device(device)
+    # By default convolutions, unlike matrix products, round float32 to TF32's ten bits: fp32 would not be what it says.
+    torch.backends.cudnn.allow_tf32 = False
     return device

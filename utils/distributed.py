@@ -100,7 +100,7 @@ def with_averaged_gradients(model: nn.Module) -> DistributedDataParallel:
 
     Nothing else is exchanged: every rank has drawn or read the same weights, and most of them are frozen.
     """
-    # torch 2.15 has renamed the argument.
+    # Newer versions of torch have renamed the argument.
     known = inspect.signature(DistributedDataParallel).parameters
     quiet = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     return DistributedDataParallel(model, init_sync=False, gradient_as_bucket_view=True, **{quiet: False})

@@ -45,4 +45,12 @@ def _extent(like, pc_range):
     size = [pc_range[3 + axis] - pc_range[axis] for axis in (0, 1)]
     if isinstance(like, np.ndarray):
         return np.asarray(low, like.dtype), np.asarray(size, like.dtype)
-    return like.new_tensor(low), like.new_tensor(size)
+    return tuple(constant_like(like, values) for values in (low, size))
+
+
+def constant_like(like, values):
+    """A tensor of these numbers, of the dtype and on the device of the tensor `like`.
+
+    On a GPU it is copied without waiting for what that still computes, as `new_tensor` would.
+    """
+    return like.new_tensor(values, device="cpu").to(like.device, non_blocking=True)
