@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from data.geometry import invert_rigid, project_to_image
+from data.geometry import invert_rigid
 from data.gt_cache import GTCache, write_gt_cache
 from data.records import SampleRecord
+from tests.pinhole import project_to_image
 from utils.frame import CAMERAS, PC_RANGES
 
 META = {

@@ -10,11 +10,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from data.dataset import MapDetectionDataset, collate
-from data.geometry import lidar2img_matrix, project_to_image
+from data.geometry import lidar2img_matrix
 from data.gt_cache import GTCache, write_gt_cache
 from data.noisy_lines import SHIFT_M
 from data.transforms import Augmentation, AugmentConfig
 from tests.made_records import GROUND_Z, META, PAINT, make_painted_cache, make_record
+from tests.pinhole import project_to_image
 from utils.errors import UserError
 from utils.frame import CAMERAS, CLASSES, MIRRORED_CAMERAS, denormalize_pts
 

@@ -4,11 +4,11 @@ from data.geometry import (
     invert_rigid,
     lidar2img_matrix,
     pose_matrix,
-    project_to_image,
     quaternion_to_matrix,
     without_roll_and_pitch,
     yaw_of,
 )
+from tests.pinhole import project_to_image
 
 
 def random_poses(count, seed=0):

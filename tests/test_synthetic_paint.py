@@ -9,9 +9,10 @@ import shapely
 from nuscenes.map_expansion.map_api import NuScenesMap
 from nuscenes.nuscenes import NuScenes
 
-from data.geometry import invert_rigid, pose_matrix, project_to_image
+from data.geometry import invert_rigid, pose_matrix
 from data.polylines import resample_lines
 from data.synthetic.plan import LOCATIONS
+from tests.pinhole import project_to_image
 from utils.frame import CAMERAS
 
 BESIDE = 0.75  # metres from a line to the bare ground beside it
