@@ -12,7 +12,7 @@ from data.geometry import invert_rigid, lidar2img_matrix
 from data.gt_cache import GTCache
 from data.noisy_lines import noisy_copies
 from data.pixels import adjust_pixels, load_pixels
-from data.polylines import is_closed, resample_lines
+from data.polylines import is_closed, target_points
 from data.records import SampleRecord
 from data.scene_context import context_of
 from data.transforms import (
@@ -89,7 +89,7 @@ class MapDetectionDataset(Dataset):
         augmentation = self.augmentation_of(index)
         images, lidar2img = self.load_cameras(record, augmentation)
         labels, pts_m = transform_lines(record.labels, record.pts_m, augmentation, self.pc_range)
-        pts = resample_lines(pts_m, self.num_points)  # [G, P, 2]
+        pts = target_points(pts_m, self.num_points)  # [G, P, 2]
         # Ground truth in StreamMapNet's style reaches up to 2 m beyond the range; as targets lines end at its edge.
         pts = np.clip(normalize_pts(pts, self.pc_range), 0.0, 1.0)
         item = {

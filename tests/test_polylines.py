@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from data.polylines import clip_line, is_closed, line_length, resample_lines
+from data.polylines import clip_line, is_closed, line_length, resample_lines, target_points
 
 LOW, HIGH = np.array([-1.0, -2.0]), np.array([1.0, 2.0])
 
@@ -39,6 +39,64 @@ def test_resampling_a_line_without_length(pts):
 def test_resampling_with_a_repeated_point():
     (pts,) = resample_lines([np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 0.0], [2.0, 0.0]])], 5)
     np.testing.assert_allclose(pts[:, 0], [0, 0.5, 1, 1.5, 2])
+
+
+def rectangle(low, high, start=0):
+    """A ring that begins at corner number `start`."""
+    corners = np.array([low, (high[0], low[1]), high, (low[0], high[1])], float)
+    return np.roll(np.append(corners, corners[:1], axis=0)[:-1], -start, axis=0)[[0, 1, 2, 3, 0]]
+
+
+def test_targets_keep_corners_and_ends():
+    line = np.array([[0.0, 0.0], [0.0, 9.0], [1.0, 9.0], [1.0, 9.0], [1.0, 20.0]])
+    (pts,) = target_points([line], 7)
+    np.testing.assert_allclose(pts, [[0, 0], [0, 4.5], [0, 9], [1, 9], [1, 9 + 11 / 3], [1, 9 + 22 / 3], [1, 20]])
+    straight = np.array([[0.0, -30.0], [0.0, 1.0], [0.0, 30.0]])
+    np.testing.assert_allclose(target_points([straight], 4), resample_lines([straight], 4), atol=1e-9)
+
+
+@pytest.mark.parametrize("start", range(4))
+@pytest.mark.parametrize("reverse", [False, True])
+def test_targets_of_a_crossing_are_the_same_places_wherever_its_ring_begins(start, reverse):
+    ring = rectangle((-6.0, 10.0), (6.0, 13.5), start)[:: -1 if reverse else 1]
+    (pts,) = target_points([ring], 10)
+    assert is_closed(pts) and np.array_equal(pts[0], ring[0])
+    places = sorted(map(tuple, pts[:-1].round(9)))
+    near, far = [(x, 10.0) for x in (-6, -3, 0, 3, 6)], [(x, 13.5) for x in (-6, -2, 2, 6)]
+    assert places == sorted(near + far)
+
+
+def test_a_ring_begins_at_a_corner_and_a_round_one_where_it_begins():
+    ring = rectangle((0.0, 0.0), (4.0, 2.0))
+    begun_within = np.concatenate([[[1.0, 0.0]], ring[1:], [[1.0, 0.0]]])
+    (pts,) = target_points([begun_within], 5)
+    np.testing.assert_allclose(pts, rectangle((0.0, 0.0), (4.0, 2.0), 1))
+    angle = np.linspace(0, 2 * np.pi, 37)
+    circle = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    circle[-1] = circle[0]
+    (pts,) = target_points([circle], 5)
+    np.testing.assert_allclose(pts, circle[[0, 9, 18, 27, 36]], atol=0.05)
+
+
+def test_targets_lie_closer_together_in_bends():
+    angle = np.linspace(0, np.pi / 2, 19)
+    bend = np.concatenate([[[5.0, -20.0]], 5 * np.stack([np.cos(angle), np.sin(angle)], axis=1), [[-20.0, 5.0]]])
+    (pts,) = target_points([bend], 10)
+    edges = np.linalg.norm(np.diff(pts, axis=0), axis=1)
+    assert edges[4] < 0.6 * edges[0] and edges[0] == pytest.approx(edges[-1], rel=1e-6)
+
+
+@pytest.mark.parametrize("num_points", [5, 10])
+def test_targets_with_more_corners_than_points_lose_the_least(num_points):
+    teeth = np.array([[float(k), (k % 2) * (0.1 if k != 7 else 5.0)] for k in range(14)])
+    (pts,) = target_points([teeth], num_points)
+    assert pts.shape == (num_points, 2) and np.array_equal(pts[[0, -1]], teeth[[0, -1]])
+    assert (np.abs(pts - teeth[7]).max(axis=1) == 0).any()
+
+
+def test_targets_of_lines_without_length_and_of_none():
+    assert target_points([], 5).shape == (0, 5, 2)
+    np.testing.assert_array_equal(target_points([np.ones((3, 2)), np.ones((1, 2))], 4), np.ones((2, 4, 2)))
 
 
 def test_empty_lines():
