@@ -51,15 +51,30 @@ def line_offsets(predictions: Vectors, ground_truth: Vectors) -> list[Offsets | 
     return found
 
 
-def covered_length(drawn: Vectors, ground_truth: Vectors) -> np.ndarray:
-    """Metres of the true lines [G, 2] of one sample: within COVERED_M of a drawn line of their class, and in all."""
+def covered_length(drawn: Vectors, ground_truth: Vectors, within_m: float = COVERED_M) -> np.ndarray:
+    """Metres of the true lines [G, 2] of one sample: within within_m of a drawn line of their class, and in all."""
     drawn_lines, true_lines = _lines(drawn), _lines(ground_truth)
     metres = np.zeros((len(true_lines), 2))
     for index, (label, line) in enumerate(zip(ground_truth.labels, true_lines, strict=True)):
         distances = shapely.distance(_places(line)[:, None], drawn_lines[drawn.labels == label])  # [n, D]
         nearest = distances.min(axis=1, initial=np.inf)
-        metres[index] = np.array([(nearest <= COVERED_M).mean(), 1.0]) * line.length
+        metres[index] = np.array([(nearest <= within_m).mean(), 1.0]) * line.length
     return metres
+
+
+def length_f1(drawn: Vectors, ground_truth: Vectors, within_m: float = WITHIN_M[-1]) -> float | None:
+    """How much of one sample's drawn and true lines lie within within_m of each other, in [0, 1].
+
+    Harmonic mean of the share of the drawn length near a true line of the class and that of the true length near a
+    drawn one; None where nothing is and nothing is drawn.
+    """
+    right, drawn_m = covered_length(ground_truth, drawn, within_m).sum(axis=0)
+    shown, true_m = covered_length(drawn, ground_truth, within_m).sum(axis=0)
+    if drawn_m + true_m == 0:
+        return None
+    if right == 0 or shown == 0:
+        return 0.0
+    return float(2 / (drawn_m / right + true_m / shown))
 
 
 def line_rows(drawn: Vectors, ground_truth: Vectors) -> list[list[str]]:

@@ -49,7 +49,7 @@ synthetic_run() {
 
     echo "== 5/5 pictures"
     python tools/visualize.py --gt-cache "$VAL_CACHE" --dataroot "$WORLD" --predictions "$RUN/predictions.json" \
-        --best-f1 "$RUN/evaluation.json" --index "$((VAL_SCENES * SAMPLES_PER_SCENE / 2))" --output "$RUN/picture.png"
+        --best-f1 "$RUN/evaluation.json" --median --output "$RUN/picture.png"
     python tools/visualize.py --gt-cache "$VAL_CACHE" --dataroot "$WORLD" --predictions "$RUN/predictions.json" \
         --best-f1 "$RUN/evaluation.json" --sheet random --count 6 --output "$RUN/sheet.png"
 
@@ -61,7 +61,7 @@ records = [json.loads(line) for line in open(f"{run}/metrics.jsonl")]
 untrained = [r["result"]["mAP"] for r in records if r["kind"] == "val" and r["epoch"] == 0]
 beside = f" (the untrained model: {untrained[0]:.3f})" if untrained else ""
 print(f"""
-pictures     {run}/picture.png; random frames: sheet.png
+pictures     {run}/picture.png, the median frame; random ones: sheet.png
 predictions  {run}/predictions.json
 checkpoints  {run}/final_model.pth, best_model.pth
 log          {run}/train.log, metrics.jsonl

@@ -9,6 +9,7 @@ from evaluation.line_offsets import (
     STEP_M,
     coverage_rows,
     covered_length,
+    length_f1,
     line_offsets,
     line_rows,
     offset_rows,
@@ -112,3 +113,16 @@ def test_of_a_true_line_counts_what_a_drawn_line_of_its_class_is_near():
     assert rows[1][2] == "0%"
     assert covered_length(no_vectors(scored=True), truth)[:, 0].tolist() == [0.0] * 3
     assert covered_length(no_vectors(scored=True), no_vectors(scored=False)).shape == (0, 2)
+
+
+def test_length_f1_weighs_what_is_drawn_wrongly_and_what_is_missed():
+    truth = vectors((DIVIDER, along_the_road(0.0)), (BOUNDARY, along_the_road(5.0)))
+    assert length_f1(truth, truth) == 1.0
+    beside = vectors((DIVIDER, along_the_road(0.15)), (BOUNDARY, along_the_road(5.3)))
+    assert length_f1(beside, truth) == pytest.approx(0.5) and length_f1(beside, truth, within_m=0.3001) == 1.0
+    one = vectors((DIVIDER, along_the_road(0.0)))
+    assert length_f1(one, truth) == pytest.approx(2 / 3) == length_f1(truth, one)
+    far = vectors((DIVIDER, along_the_road(3.0)))
+    nothing = no_vectors(scored=True)
+    assert length_f1(far, truth) == length_f1(nothing, truth) == length_f1(truth, nothing) == 0.0
+    assert length_f1(nothing, no_vectors(scored=False)) is None

@@ -15,6 +15,7 @@ from data.geometry import invert_rigid, transform_plane
 from data.gt_cache import GTCache, write_gt_cache
 from evaluation.formats import write_maptr_predictions, write_streammapnet_predictions
 from evaluation.inference import load_detector, predict
+from evaluation.line_offsets import length_f1
 from evaluation.sample_f1 import SampleF1, rank_by_f1, sample_f1
 from evaluation.vectors import Vectors, no_vectors
 from tests.micro import save_shaken_checkpoint
@@ -173,6 +174,23 @@ def test_one_sample_says_how_far_its_lines_lie_from_the_true_ones(run, cache, pr
     assert len(capsys.readouterr().out.splitlines()) == 1
 
 
+def test_the_sample_in_the_middle_of_all_is_drawn(run, cache, tmp_path, capsys):
+    lines = {}
+    for index, share in enumerate((0.9, 0.1, 1.0, 0.6)):
+        record = cache[index]
+        count = int(np.ceil(share * len(record.pts_m)))
+        lines[record.sample_token] = Vectors(record.labels[:count], record.pts_m[:count], np.full(count, 0.9))
+    write_maptr_predictions(tmp_path / "p.json", lines, {})
+    values = [length_f1(lines[token], Vectors(cache[i].labels, cache[i].pts_m)) for i, token in enumerate(lines)]
+    middle = int(np.argsort(values)[1])
+    flags = ("--predictions", tmp_path / "p.json", "--median", "--output", tmp_path / "a.png")
+    ((token, drawn, _),) = run(*flags)["samples"]
+    assert token == cache.sample_tokens[middle] and len(drawn) == len(lines[token])
+    said = capsys.readouterr().out.splitlines()[0]
+    assert said == (f"in the middle of 4 samples: {values[middle]:.2f} of drawn and true lines lie within 0.2 m of "
+                    f"each other (from {min(values):.2f} to 1.00)")
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -180,6 +198,7 @@ def test_one_sample_says_how_far_its_lines_lie_from_the_true_ones(run, cache, pr
         (("--scene", "scene-0003", "--output", "a.mp4"), "a.mp4, an animated image ends in .webp or .gif"),
         (("--output", "a.webp"), "a.webp, a picture ends in .png"),
         (("--sheet", "best", "--output", "a.png"), "--sheet best: no predictions"),
+        (("--median", "--output", "a.png"), "--median: no predictions"),
         (("--count", "0", "--output", "a.png"), "--count: 0, expected 1 to 400"),
         (("--dataroot", "gone", "--output", "a.png"), "gone: no such folder.*give it with --dataroot"),
         (("--fps", "0", "--output", "a.png"), "--fps: 0.0, expected more than 0"),

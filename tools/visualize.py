@@ -6,6 +6,7 @@ Many samples: a contact sheet of the best, worst or random ones, from above. A s
 
 Examples:
   python tools/visualize.py --gt-cache F --dataroot D --predictions P.json --index 7 --output sample.png
+  python tools/visualize.py --gt-cache F --dataroot D --predictions P.json --best-f1 E.json --median --output m.png
   python tools/visualize.py --gt-cache F --predictions P.json --best-f1 E.json --sheet worst --output worst.png
   python tools/visualize.py --gt-cache F --dataroot D --checkpoint C.pth --scene scene-0103 --output scene.webp
 """
@@ -28,7 +29,7 @@ from data.records import SampleRecord  # noqa: E402
 from evaluation.flags import add_weight_arguments  # noqa: E402
 from evaluation.formats import read_predictions  # noqa: E402
 from evaluation.frames import to_lidar  # noqa: E402
-from evaluation.line_offsets import coverage_rows, line_rows  # noqa: E402
+from evaluation.line_offsets import WITHIN_M, coverage_rows, length_f1, line_rows  # noqa: E402
 from evaluation.min_scores import add_score_arguments, min_scores_asked_for  # noqa: E402
 from evaluation.pictures.animation import FORMATS, save_animation  # noqa: E402
 from evaluation.pictures.canvas import SMOOTHING  # noqa: E402
@@ -58,6 +59,11 @@ def parse_args() -> argparse.Namespace:
     which.add_argument("--sample-token", help="the sample to draw")
     which.add_argument("--index", type=int, default=0, help="or its position in the cache (default 0)")
     which.add_argument(
+        "--median", action="store_true",
+        help=f"or the one in the middle of all samples by how much of drawn and true lines lie within {WITHIN_M[-1]} m "
+        "of each other",
+    )  # fmt: skip
+    which.add_argument(
         "--sheet", choices=("best", "worst", "random"),
         help=f"many samples; best and worst by F1 at {F1_THRESHOLD} m of the predictions drawn",
     )  # fmt: skip
@@ -78,9 +84,10 @@ def check_args(args: argparse.Namespace) -> None:
     if Path(args.output).suffix.lower() not in suffixes:
         kind = "an animated image" if args.scene is not None else "a picture"
         raise UserError(f"--output: {args.output}, {kind} ends in {' or '.join(suffixes)}; give such a name")
-    if args.sheet is not None and not (args.predictions or args.checkpoint):
+    judged = f"--sheet {args.sheet}" if args.sheet is not None else "--median" if args.median else None
+    if judged and not (args.predictions or args.checkpoint):
         raise UserError(
-            f"--sheet {args.sheet}: no predictions, there is nothing to judge; give --predictions or --checkpoint "
+            f"{judged}: no predictions, there is nothing to judge; give --predictions or --checkpoint "
             "(tools/inspect_gt.py draws ground truth alone)"
         )
     if not 1 <= args.count <= MAX_CELLS:
@@ -109,7 +116,9 @@ def main() -> None:
 
 def draw_one(args: argparse.Namespace, cache: GTCache) -> None:
     """Write the picture of one sample."""
-    if args.sample_token is not None:
+    if args.median:
+        index = median_sample(args, cache)
+    elif args.sample_token is not None:
         index = cache.index_of(args.sample_token)
     elif 0 <= args.index < len(cache):
         index = args.index
@@ -126,6 +135,25 @@ def draw_one(args: argparse.Namespace, cache: GTCache) -> None:
     if predictions is not None:
         for rows in (line_rows(predictions, ground_truth), coverage_rows(predictions, ground_truth)):
             print("\n".join(align_columns(rows)))
+
+
+def median_sample(args: argparse.Namespace, cache: GTCache) -> int:
+    """Position of the sample in the middle of all by length_f1; prints how it compares."""
+    indices = range(len(cache))
+    ranked = []
+    for index, vectors in zip(indices, predictions_of(args, cache, indices), strict=True):
+        record = cache[index]
+        value = length_f1(vectors, Vectors(record.labels, record.pts_m))
+        if value is not None:
+            ranked.append((value, index))
+    if not ranked:
+        raise UserError(f"{args.gt_cache}: no sample with ground truth or predictions, none is in the middle; take "
+                        "another")
+    ranked.sort()
+    value, index = ranked[(len(ranked) - 1) // 2]
+    print(f"in the middle of {len(ranked)} samples: {value:.2f} of drawn and true lines lie within {WITHIN_M[-1]} m of "
+          f"each other (from {ranked[0][0]:.2f} to {ranked[-1][0]:.2f})")
+    return index
 
 
 def draw_sheet(args: argparse.Namespace, cache: GTCache) -> None:
