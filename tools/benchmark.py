@@ -19,7 +19,6 @@ Examples:
 
 import argparse
 import sys
-from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -55,25 +54,26 @@ def load_stages() -> tuple[dict[str, ModuleType], dict[str, str]]:
     return modules, missing
 
 
-def parse_args(modules: Mapping[str, ModuleType]) -> argparse.Namespace:
+def parse_args() -> argparse.Namespace:
+    modules, missing = load_stages()
+    if len(sys.argv) > 1 and sys.argv[1] in missing:
+        package = missing[sys.argv[1]]
+        raise UserError(f"{sys.argv[1]}: needs {package}, which is not installed; pip install -r requirements.txt")
     parser = documented_parser(__doc__)
     stages = parser.add_subparsers(dest="stage", required=True)
     for name, module in modules.items():
         stage = stages.add_parser(name, help=module.__doc__.splitlines()[0], description=module.__doc__)
         module.add_arguments(stage)
         stage.add_argument("--json", help="write settings, machine and figures here too")
+        stage.set_defaults(run=module.run)
     return parser.parse_args()
 
 
 def main() -> None:
-    modules, missing = load_stages()
-    if len(sys.argv) > 1 and sys.argv[1] in missing:
-        package = missing[sys.argv[1]]
-        raise UserError(f"{sys.argv[1]}: needs {package}, which is not installed; pip install -r requirements.txt")
-    args = parse_args(modules)
+    args = parse_args()
     require_writable(args.json)
-    result = modules[args.stage].run(args)
-    settings = {key: value for key, value in vars(args).items() if key not in ("stage", "json")}
+    result = args.run(args)
+    settings = {key: value for key, value in vars(args).items() if key not in ("stage", "json", "run")}
     write_result(args.json, args.stage, settings, result)
 
 
