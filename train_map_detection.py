@@ -148,16 +148,17 @@ def describe(trainer: Trainer, loaders: list[DataLoader], differences: list[str]
 
 def resumed_checkpoint(args: argparse.Namespace, folder: Path, ranks: Ranks) -> tuple[Path | None, dict | None]:
     """On all ranks: the checkpoint to go on from and its content; None for both where the run begins."""
-    found: list[tuple[Path, dict] | None] = [None]  # of the main rank, which reads it to find it
+    checkpoint = None
 
     def find() -> Path | None:
-        found[0] = find_checkpoint(args.resume, folder) if args.resume else None
-        return found[0] and found[0][0]
+        nonlocal checkpoint  # what the main rank reads to find it
+        path, checkpoint = find_checkpoint(args.resume, folder) or (None, None)
+        return path
 
-    path = ranks.from_main(find)
-    if path is None or found[0]:
-        return found[0] or (None, None)
-    return path, load_checkpoint(path)
+    path = ranks.from_main(find) if args.resume else None
+    if path and not ranks.is_main:
+        checkpoint = load_checkpoint(path)
+    return path, checkpoint
 
 
 def prepare(

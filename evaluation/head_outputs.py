@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from evaluation.inference import outputs_by_batch
-from evaluation.postprocess import outputs_to_vectors
+from evaluation.postprocess import vectors_by_token
 from evaluation.spreads import reading_by, spreads_of, watched_spreads
 from evaluation.vectors import Vectors
 from models.detector import MapDetector
@@ -70,9 +70,3 @@ def heads_without_scene(
             last.update(vectors_by_token(batch, outputs, pc_range))
             bar.update()
     return [first, last]
-
-
-def vectors_by_token(batch: dict, head: dict[str, Tensor], pc_range: tuple[float, ...]) -> dict[str, Vectors]:
-    """What one head says of each sample of a batch."""
-    tokens = batch["sample_tokens"]
-    return dict(zip(tokens, outputs_to_vectors(head["pred_logits"], head["pred_pts"], pc_range, tokens), strict=True))

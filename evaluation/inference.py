@@ -14,7 +14,7 @@ from data.dataset import MapDetectionDataset, collate
 from data.gt_cache import GTCache
 from data.records import SampleRecord
 from data.transforms import AugmentConfig
-from evaluation.postprocess import outputs_to_vectors
+from evaluation.postprocess import vectors_by_token
 from evaluation.spreads import spreads_of, watched_spreads
 from evaluation.vectors import Vectors
 from models.config import ModelConfig
@@ -172,9 +172,7 @@ def predict(
     try:
         with watched_spreads(model) as running, progress_bar(len(loader), description) as bar:
             for batch, outputs in outputs_by_batch(model, loader, device, autocast_dtype):
-                tokens = batch["sample_tokens"]
-                vectors = outputs_to_vectors(outputs["pred_logits"], outputs["pred_pts"], pc_range, tokens)
-                predictions.update(zip(tokens, vectors, strict=True))
+                predictions.update(vectors_by_token(batch, outputs, pc_range))
                 bar.update()
     finally:
         model.train(was_training)

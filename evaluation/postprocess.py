@@ -33,3 +33,12 @@ def outputs_to_vectors(
         Vectors(sample_labels, [line.clip(low, high) for line in curves_through(sample_pts)], sample_scores)
         for sample_labels, sample_pts, sample_scores in zip(labels, pts_m, scores, strict=True)
     ]
+
+
+def vectors_by_token(
+    batch: dict, outputs: dict[str, torch.Tensor], pc_range: Sequence[float]
+) -> dict[str, Vectors]:
+    """What the outputs of a head say of each sample of a collated batch, by its token; see outputs_to_vectors."""
+    tokens = batch["sample_tokens"]
+    vectors = outputs_to_vectors(outputs["pred_logits"], outputs["pred_pts"], pc_range, tokens)
+    return dict(zip(tokens, vectors, strict=True))

@@ -183,3 +183,14 @@ def test_the_estimate_is_near_the_peak_that_a_gpu_measures():
     estimated = memory.estimate(config, 1, torch.float16)["peak_gb"]
     measured = step.measure_step(config, made_up_batch(config, 1), torch.float16, steps=2, warmup=1)["peak_gb"]
     assert measured == pytest.approx(estimated, rel=0.1)
+
+
+def test_what_cannot_run_on_the_gpu_for_lack_of_a_package_is_estimated_only(monkeypatch, capsys):
+    def refuse(*_: object, **__: object) -> None:
+        raise UserError("--llm-quantization nf4: needs bitsandbytes")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(memory, "measure_step", refuse)
+    found = memory.measured_peak(micro_config(), 1, argparse.Namespace(precision="fp32"))
+    assert found == {"fits": None, "measured_gb": None}
+    assert capsys.readouterr().err == "warning: estimated only: --llm-quantization nf4: needs bitsandbytes\n"

@@ -44,7 +44,7 @@ def test_resampling_with_a_repeated_point():
 def rectangle(low, high, start=0):
     """A ring that begins at corner number `start`."""
     corners = np.array([low, (high[0], low[1]), high, (low[0], high[1])], float)
-    return np.roll(np.append(corners, corners[:1], axis=0)[:-1], -start, axis=0)[[0, 1, 2, 3, 0]]
+    return np.roll(corners, -start, axis=0)[[0, 1, 2, 3, 0]]
 
 
 def test_targets_keep_corners_and_ends():

@@ -333,23 +333,15 @@ def test_a_slurm_task_joins_the_first_node_and_goes_on_by_itself(ready):
     assert ready.calls("scontrol") == [["show", "hostnames", "node[7-8]"]], "a finished job is not queued again"
 
 
-def test_a_slurm_job_that_runs_out_of_time_is_queued_again_after_saving(ready):
+@pytest.mark.parametrize("number, code, queued", [(signal.SIGUSR1, 1, True), (signal.SIGTERM, 143, False)])
+def test_a_slurm_job_saves_and_is_queued_again_when_time_runs_out_not_when_cancelled(number, code, queued, ready):
     process = ready.start(SLURM, WAITS=1, **SLURM_JOB)
     ready.wait_for("srun")
-    process.send_signal(signal.SIGUSR1)
+    process.send_signal(number)
     process.communicate(timeout=30)
-    assert process.returncode == 1 and ready.calls("saved")
+    assert process.returncode == code and ready.calls("saved")
     assert ready.calls("scancel") == [["--signal=TERM", "12345"]]
-    assert ready.calls("scontrol")[-1] == ["requeue", "12345"]
-
-
-def test_a_slurm_job_that_is_cancelled_saves_and_is_not_queued_again(ready):
-    process = ready.start(SLURM, WAITS=1, **SLURM_JOB)
-    ready.wait_for("srun")
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=30)
-    assert process.returncode == 143 and ready.calls("saved")
-    assert len(ready.calls("scontrol")) == 1
+    assert (ready.calls("scontrol")[-1] == ["requeue", "12345"]) == queued
 
 
 def test_a_slurm_job_that_fails_by_itself_is_not_queued_again(ready):

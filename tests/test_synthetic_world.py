@@ -336,3 +336,13 @@ def test_the_test_set_lies_beside_the_other_version(monkeypatch, tmp_path: Path)
     test_set = NuScenes("v1.0-test", str(world), verbose=False)
     assert len(test_set.sample) == 2 and not test_set.sample_annotation
     assert not {scene["name"] for scene in test_set.scene} & set().union(*create_splits_scenes().values())
+
+
+def test_a_test_set_that_cannot_be_written_leaves_no_world(monkeypatch, tmp_path: Path):
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(world_module, "write_test_tables", fail)
+    with pytest.raises(UserError, match="nothing of the new world is left"):
+        write_world(tmp_path / "world", replace(SMALL, samples_per_scene=1), num_workers=1, test_set=True)
+    assert not list(tmp_path.iterdir())

@@ -116,8 +116,9 @@ def main() -> None:
 
 def draw_one(args: argparse.Namespace, cache: GTCache) -> None:
     """Write the picture of one sample."""
+    predictions = None
     if args.median:
-        index = median_sample(args, cache)
+        index, predictions = median_sample(args, cache)
     elif args.sample_token is not None:
         index = cache.index_of(args.sample_token)
     elif 0 <= args.index < len(cache):
@@ -127,7 +128,8 @@ def draw_one(args: argparse.Namespace, cache: GTCache) -> None:
             f"{args.gt_cache}: no sample {args.index}, expected 0 to {len(cache) - 1}; give another --index"
         )
     record = cache[index]
-    (predictions,) = predictions_of(args, cache, [index]) or [None]
+    if predictions is None:
+        (predictions,) = predictions_of(args, cache, [index]) or [None]
     ground_truth = Vectors(record.labels, record.pts_m)
     images = load_camera_images(record, args.dataroot)
     picture = draw_sample(record, images, ground_truth, predictions, cache.meta["pc_range"])
@@ -137,11 +139,11 @@ def draw_one(args: argparse.Namespace, cache: GTCache) -> None:
             print("\n".join(align_columns(rows)))
 
 
-def median_sample(args: argparse.Namespace, cache: GTCache) -> int:
-    """Position of the sample in the middle of all by length_f1; prints how it compares."""
-    indices = range(len(cache))
+def median_sample(args: argparse.Namespace, cache: GTCache) -> tuple[int, Vectors]:
+    """Position and predictions of the sample in the middle of all by length_f1; prints how it compares."""
+    predictions = predictions_of(args, cache, range(len(cache)))
     ranked = []
-    for index, vectors in zip(indices, predictions_of(args, cache, indices), strict=True):
+    for index, vectors in enumerate(predictions):
         record = cache[index]
         value = length_f1(vectors, Vectors(record.labels, record.pts_m))
         if value is not None:
@@ -153,7 +155,7 @@ def median_sample(args: argparse.Namespace, cache: GTCache) -> int:
     value, index = ranked[(len(ranked) - 1) // 2]
     print(f"in the middle of {len(ranked)} samples: {value:.2f} of drawn and true lines lie within {WITHIN_M[-1]} m of "
           f"each other (from {ranked[0][0]:.2f} to {ranked[-1][0]:.2f})")
-    return index
+    return index, predictions[index]
 
 
 def draw_sheet(args: argparse.Namespace, cache: GTCache) -> None:
