@@ -146,8 +146,12 @@ def test_outputs_are_tried_before_the_work(synthetic_world, tmp_path, monkeypatc
     monkeypatch.setattr("tools.generate_gt_cache.load_tables", lambda *_: pytest.fail("the work has begun"))
     arguments = ["--split", "val", "--dataroot", synthetic_world, "--output", tmp_path / "cache"]
     for flags, message in (
-        (["--output", tmp_path / "file" / "cache"], "file/cache: cannot be written, .* is not a writable folder"),
-        (["--export-json", tmp_path], "is not a file and cannot be replaced by one"),
+        (
+            ["--output", tmp_path / "file" / "cache"],
+            "file/cache: cannot be written, .* is not a writable folder; choose another place with --output, and name "
+            "it to the training scripts by GT_CACHE_TRAIN or GT_CACHE_VAL$",
+        ),
+        (["--export-json", tmp_path], "is not a file and cannot be replaced by one; choose another place$"),
         (["--export-json", tmp_path / "cache"], "cache: is to be written twice"),
     ):
         with pytest.raises(UserError, match=message):

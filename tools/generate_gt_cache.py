@@ -79,10 +79,11 @@ def main() -> None:
     pc_range = PC_RANGES[args.pc_range]
     require_dataroot(dataroot, args.version)
     try:
-        require_writable(output, args.export_json)
+        require_writable(output)
     except UserError as error:  # most often a dataset that several people share
         raise UserError(f"{error} with --output, and name it to the training scripts by GT_CACHE_TRAIN or "
                         "GT_CACHE_VAL") from error
+    require_writable(output, args.export_json)
     if not args.overwrite:
         for path in (output, args.export_json):
             refuse_existing(path, split, args.version, pc_range, args.gt_style)
